@@ -1,0 +1,29 @@
+"""What code compiled here needs of a processor elsewhere: its architecture and instruction sets.
+
+This file also runs inside plugin environments: standard library only.
+"""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+CPUINFO = Path("/proc/cpuinfo")
+
+
+def architecture() -> str:
+    """Return the architecture of this machine as the kernel names it: `x86_64`, `aarch64`."""
+    return platform.machine()
+
+
+def instruction_sets() -> frozenset[str]:
+    """Return the kernel's names of what the processor can do (`avx512f`); empty where unknown."""
+    try:
+        text = CPUINFO.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return frozenset()
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() in ("flags", "Features"):
+            return frozenset(value.split())
+    return frozenset()

@@ -1,0 +1,43 @@
+"""What is known of this machine's processor."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+import pytest
+
+from deploykit import processor
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (
+            "processor\t: 0\nflags\t\t: fpu avx2 avx512f\nbugs\t\t: none\n",
+            {"fpu", "avx2", "avx512f"},
+        ),
+        ("processor\t: 0\nFeatures\t: fp asimd bf16\n", {"fp", "asimd", "bf16"}),
+        ("nothing of the kind\n", set()),
+    ],
+)
+def test_instruction_sets_are_the_kernels_names(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, found: set[str]
+) -> None:
+    path = tmp_path / "cpuinfo"
+    path.write_text(text)
+    monkeypatch.setattr(processor, "CPUINFO", path)
+    assert processor.instruction_sets() == found
+
+
+def test_unknown_where_the_kernel_says_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(processor, "CPUINFO", tmp_path / "absent")
+    assert processor.instruction_sets() == frozenset()
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="names of x86_64")
+def test_this_machine() -> None:
+    assert processor.architecture() == "x86_64"
+    assert "sse2" in processor.instruction_sets()
