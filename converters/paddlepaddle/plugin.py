@@ -1,0 +1,144 @@
+# /// script
+# requires-python = ">=3.10,<3.13"
+# dependencies = [
+#     "paddlepaddle==3.3.1",
+#     "paddle2onnx==2.1.0",
+#     "packaging==26.3",  # imported by paddle2onnx, which does not declare it
+#     "setuptools==84.2.1",  # imported by paddle, which declares it for newer Pythons only
+# ]
+#
+# [tool.deploykit]
+# name = "paddle"
+# summary = "Paddle 2 programs, Paddle 3 PIR programs, Paddle 1 fluid models"
+# formats = ["paddle/program", "paddle/pir", "paddle/fluid"]
+# functions = ["inspect", "convert", "reference"]
+#
+# [tool.deploykit.settings]
+# sizes = "accepted (default): image sizes that the file declares but Paddle does not insist on become dynamic; declared: they stay as the file says"
+# ///
+"""PaddlePaddle inference models to ONNX: paddle2onnx between repairs of the program and the graph.
+
+Whatever the format, the program is loaded into Paddle's new representation (PIR), given the input
+sizes the user wants, passed through Paddle's symbolic shape inference, mended (`repairs.py`),
+exported in a process of its own because the exporter aborts on what it does not know
+(`exporting.py`), and finished (`graph.py`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from importlib.metadata import version
+from pathlib import Path
+
+from deploykit._plugins.converters.paddlepaddle import (
+    exporting,
+    files,
+    graph,
+    predictor,
+    program,
+    repairs,
+    sizes,
+)
+
+from deploykit import progress
+from deploykit.errors import UsageError
+from deploykit.protocol import (
+    ConvertRequest,
+    ConvertResult,
+    ReferenceRequest,
+    Session,
+    Signature,
+    Source,
+)
+
+OPSET = 17
+"""The newest that every runtime of the last three years takes, and enough for every mapping here."""
+
+OPSETS = range(11, 22)
+"""Those that paddle2onnx 2.1 writes; asked for 22 it aborts."""
+
+SETTINGS = {"sizes": ("accepted", "declared")}
+
+
+def inspect(source: Source) -> Signature:
+    """Return inputs and outputs as the file declares them, with the user's `--input` applied.
+
+    Raises SourceError where the model cannot be read, UnsupportedError where an input is ragged.
+    """
+    _check_settings(source)
+    with files.open_model(source.location, source.format) as model:
+        loaded = program.load(model)
+        inferred = program.infer(loaded, sizes.wanted(loaded, source.inputs))
+        signature: Signature = inferred.signature
+        return signature
+
+
+def convert(request: ConvertRequest) -> ConvertResult:
+    """Write the model as ONNX with the source's names, order, dtypes and dynamic axes.
+
+    Raises SourceError where the model cannot be read, UnsupportedError naming the operator that
+    cannot be exported, UsageError where inputs, axes or the opset make no sense.
+    """
+    source = request.source
+    settings = _check_settings(source)
+    opset = OPSET if request.opset is None else request.opset
+    if opset not in OPSETS:
+        raise UsageError(
+            f"opset {opset} is not available for Paddle models",
+            hint=f"paddle2onnx writes opsets {OPSETS.start} to {OPSETS.stop - 1}",
+        )
+    done: list[str] = []
+    with files.open_model(source.location, source.format) as model:
+        loaded = program.load(model)
+        shapes = sizes.wanted(loaded, source.inputs, request.dynamic)
+        if settings["sizes"] == "accepted":
+            named = {spec.name for spec in source.inputs} | {axis.input for axis in request.dynamic}
+            progress.phase("trying another image size in Paddle")
+            shapes = sizes.widen(model, loaded, shapes, keep=named, notes=done)
+        inferred = program.infer(loaded, shapes)
+        done += repairs.mend(inferred.document)
+        progress.phase("exporting with paddle2onnx")
+        exported = exporting.export(inferred.document, loaded, opset)
+        progress.phase("checking the ONNX graph")
+        signature, written, repaired = graph.finish(
+            exported, inferred.signature, Path(request.output)
+        )
+    return ConvertResult(
+        signature=signature,
+        opset=written,
+        repairs=(*done, *repaired),
+        versions={name: version(name) for name in ("paddlepaddle", "paddle2onnx", "onnx", "numpy")},
+    )
+
+
+def reference(request: ReferenceRequest) -> Session:
+    """Return the model loaded in Paddle's own inference engine on the CPU."""
+    source = request.source
+    _check_settings(source)
+    with contextlib.ExitStack() as stack:
+        model = stack.enter_context(files.open_model(source.location, source.format))
+        loaded = program.load(model)
+        shapes = sizes.wanted(loaded, source.inputs)
+        signature = program.infer(loaded, shapes).signature
+        progress.phase("loading into paddle.inference")
+        engine = predictor.create(model, loaded, request.threads)
+        # the engine may still read the intermediate files: they live as long as the session
+        kept = stack.pop_all()
+    session: Session = predictor.PaddleSession(engine, signature, kept.close)
+    return session
+
+
+def _check_settings(source: Source) -> dict[str, str]:
+    """Return every setting, the user's or its default; UsageError for one that does not exist."""
+    for name, value in source.options.items():
+        choices = SETTINGS.get(name)
+        if choices is None:
+            raise UsageError(
+                f"the Paddle converter has no setting `{name}`",
+                hint=f"it has {', '.join(SETTINGS)}",
+            )
+        if value not in choices:
+            raise UsageError(
+                f"`{name}={value}` is not possible", hint=f"one of {', '.join(choices)}"
+            )
+    return {name: source.options.get(name, choices[0]) for name, choices in SETTINGS.items()}

@@ -1,0 +1,147 @@
+"""Python modules: the user's own file builds the network."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import sys
+import types
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from deploykit._plugins.converters.pytorch.axes import (
+    example_tensor,
+    flat_marks,
+    program_of,
+    with_specs,
+    with_user_marks,
+)
+from deploykit._plugins.converters.pytorch.program import Program
+from deploykit._plugins.converters.pytorch.script import script_program
+
+from deploykit.errors import SourceError, UsageError
+from deploykit.protocol import Source, TensorSpec
+
+
+def load_module(source: Source) -> Program:
+    import torch
+
+    made = _made_by_user(source.location)
+    examples: Any = None
+    dynamic_shapes: Any = None
+    if isinstance(made, tuple) and 2 <= len(made) <= 3:
+        made, examples, dynamic_shapes = (*made, None)[:3]
+    if isinstance(made, torch.jit.ScriptModule):
+        return script_program(made, source)
+    if not isinstance(made, torch.nn.Module):
+        raise SourceError(
+            f"`{source.location}` returned a {type(made).__name__}, not a torch.nn.Module",
+            hint="return the module, or (module, example_inputs[, dynamic_shapes])",
+        )
+    return module_program(made, examples, dynamic_shapes, source.inputs)
+
+
+def module_program(
+    module: Any, examples: Any, dynamic_shapes: Any, specs: tuple[TensorSpec, ...]
+) -> Program:
+    """Return the program of an nn.Module, its arguments from `examples`, overridden by `specs`."""
+    module.eval()
+    if examples is None:
+        examples = getattr(module, "example_inputs", None)
+    parameters = [
+        parameter
+        for parameter in inspect.signature(module.forward).parameters.values()
+        if parameter.kind is not parameter.VAR_KEYWORD
+    ]
+    names = [parameter.name for parameter in parameters]
+    if examples is None:
+        args, kwargs = _from_specs(specs, names, _required(parameters))
+        specs_left: tuple[TensorSpec, ...] = ()
+    else:
+        args, kwargs = _as_arguments(examples, names)
+        specs_left = specs
+    program = program_of("module", module, module, args, kwargs, names)
+    if dynamic_shapes is not None:
+        bound = inspect.signature(module.forward).bind(*args, **kwargs).arguments
+        program = with_user_marks(program, flat_marks(dict(bound), dynamic_shapes))
+    return with_specs(program, specs_left or (specs if examples is None else ()))
+
+
+def _made_by_user(location: str) -> Any:
+    file, _, attribute = location.rpartition(":")
+    path = Path(file)
+    if not path.is_file():
+        raise SourceError(f"no python file `{path}`", hint="the form is `file.py:function`")
+    # the file may import its neighbours, also later, when the model runs
+    sys.path.insert(0, str(path.parent))
+    spec = importlib.util.spec_from_file_location(f"deploykit_source_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise SourceError(f"`{path}` is no python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses and pickles of the file look themselves up there
+    spec.loader.exec_module(module)
+    if not hasattr(module, attribute):
+        own = [
+            name
+            for name, item in vars(module).items()
+            if callable(item) and getattr(item, "__module__", "") == spec.name
+        ]
+        raise SourceError(
+            f"`{path.name}` defines no `{attribute}`",
+            hint=f"it defines: {', '.join(own) or 'nothing'}",
+        )
+    made = getattr(module, attribute)
+    is_function = isinstance(made, (types.FunctionType, types.MethodType, type))
+    return made() if is_function else made
+
+
+def _required(parameters: Iterable[inspect.Parameter]) -> list[str]:
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [p.name for p in parameters if p.default is p.empty and p.kind not in kinds]
+
+
+def _as_arguments(examples: Any, names: list[str]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    import numpy as np
+    import torch
+    from torch.utils import _pytree
+
+    examples = _pytree.tree_map(
+        lambda leaf: torch.from_numpy(leaf) if isinstance(leaf, np.ndarray) else leaf, examples
+    )
+    if isinstance(examples, torch.Tensor):
+        return (examples,), {}
+    if isinstance(examples, dict):
+        return (), {name: examples[name] for name in [*names, *examples] if name in examples}
+    if isinstance(examples, (tuple, list)):
+        return tuple(examples), {}
+    raise SourceError(
+        f"example inputs must be a tensor, a tuple or a dict, found {type(examples).__name__}"
+    )
+
+
+def _from_specs(
+    specs: tuple[TensorSpec, ...], names: list[str], required: list[str]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    given = {spec.name: spec for spec in specs}
+    missing = [name for name in required if name not in given]
+    unknown = [name for name in given if name not in names]
+    if missing or unknown:
+        wrong = f"no `--input` for {', '.join(missing)}" if missing else ""
+        wrong += (" and " if missing and unknown else "") + (
+            f"no argument named {', '.join(unknown)}" if unknown else ""
+        )
+        raise UsageError(
+            f"shapes of the inputs are not in this model: {wrong} (arguments: {', '.join(names)})",
+            hint=f"for example --input {(missing or names or ['x'])[0]}:float32[1,3,224,224]",
+        )
+    kwargs: dict[str, Any] = {}
+    args: list[Any] = []
+    for name in names:
+        if name not in given:
+            break
+        args.append(example_tensor(given[name]))
+    for name in names[len(args) :]:
+        if name in given:
+            kwargs[name] = example_tensor(given[name])
+    return tuple(args), kwargs
