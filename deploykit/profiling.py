@@ -1,0 +1,312 @@
+"""Measure a model on targets side by side: convert, compile, verify, then interleaved rounds."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deploykit import __version__, environments, report
+from deploykit.bundle import Manifest, check_files, read_manifest
+from deploykit.compilation import Build, CompiledBundle, compile_for, payload_bytes, prepare_folder
+from deploykit.errors import BundleError, DeploykitError, OutputError, UsageError
+from deploykit.feeds import check_feed
+from deploykit.machine import fingerprint, usable_cores
+from deploykit.measuring import Contender, measure
+from deploykit.opening import open_bundle
+from deploykit.options import Checks, Conditions, SourceOptions
+from deploykit.outcomes import outcome_of
+from deploykit.prepared import Prepared
+from deploykit.profile_feed import feed_of_bundle, feed_of_model
+from deploykit.protocol import ReferenceRequest, to_json
+from deploykit.report import Measurement, ParitySummary, Report
+from deploykit.runs import resumable
+from deploykit.source_model import SourceModel
+from deploykit.steps import OpenSession, Worker
+from deploykit.target_choice import check_precision, choose_targets, settings_for
+from deploykit.verification import verify
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from deploykit.plugins import Plugin
+
+    Array = np.ndarray[Any, Any]
+    Feed = Mapping[str, Array]
+
+NATIVE = "native"
+"""The word for the source framework itself among the targets."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """How hard to measure: `batch` items in each inference, at most `duration_s` per contender."""
+
+    batch: int | None = None
+    duration_s: float = 10.0
+    seed: int = 0
+
+
+def profile(
+    model: str | Path | None = None,
+    targets: Sequence[str] = (),
+    *,
+    bundles: Sequence[str | Path] = (),
+    output: str | Path | None = None,
+    bundle_folder: str | Path | None = None,
+    precision: str = "fp32",
+    settings: Mapping[str, str] | None = None,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    load: Load = Load(),
+    source: SourceOptions = SourceOptions(),
+    checks: Checks = Checks(),
+    conditions: Conditions = Conditions(),
+    resume: bool = False,
+) -> Report:
+    """Measure `model` on `targets` and finished `bundles`, side by side, and return the report.
+
+    `targets` are names as for `compile`, and `native` for the source framework itself; none given
+    means native and all. All get the same inputs and the same number of threads (every core this
+    process may use, unless `conditions` says). The report goes to the file `output`, the bundles to
+    `bundle_folder` (beside the report, unless named; nowhere where there is neither). A contender
+    that fails is a measurement with its outcome; the others go on.
+
+    Raises what `convert` and `compile` raise, and UsageError where there is nothing to measure.
+    """
+    if model is None and not bundles:
+        raise UsageError("there is nothing to measure", hint="name a model or a bundle")
+    if model is None and targets:
+        raise UsageError(
+            f"`{targets[0]}` needs a model, and only bundles were given",
+            hint="leave `--target` out, or name the model",
+        )
+    check_precision(precision)
+    if output is not None:
+        _check_output(Path(output))
+    conditions = replace(conditions, threads=conditions.threads or usable_cores())
+    build = Build(precision=precision, settings=settings or {}, shapes=shapes or {})
+    with contextlib.ExitStack() as stack:
+        entries: list[Contender | Measurement] = []
+        about: dict[str, Any] = {}
+        if model is not None:
+            source_model = stack.enter_context(
+                SourceModel(model, options=source, conditions=conditions)
+            )
+            chosen = _targets(targets, conditions)
+            kept = _bundle_folder(bundle_folder, output)
+            asked = ["profile", source_model.identity(), build, load, checks, conditions.threads]
+            run = stack.enter_context(resumable([*asked, targets, kept], resume=resume))
+            folder = kept or run.folder / "bundles"
+            prepare_folder(folder)
+            prepared = Prepared.make(run, source_model, checks=checks)
+            build, feed = feed_of_model(prepared, build, batch=load.batch, seed=load.seed)
+            about = {**to_json(prepared.provenance()), "location": source_model.source.location}
+            for target in chosen:
+                if target is None:
+                    entries.append(_native(prepared, feed, load))
+                else:
+                    compiled = compile_for(run, prepared, target, build, folder)
+                    asked_for = settings_for(target[0], build.settings)
+                    entries.append(_compiled(compiled, asked_for, feed, load, conditions))
+            source_model.close()  # nothing else may run while contenders are measured
+        for bundle in bundles:
+            entries.append(_bundle(Path(bundle), _feed_of(entries), load, conditions))
+        made = Report(
+            deploykit=__version__,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            model=about,
+            machine=fingerprint(),
+            threads=conditions.threads,
+            batch=load.batch,
+            sizes=_sizes(entries),
+            seed=load.seed,
+            duration_s=load.duration_s,
+            measurements=_measured(entries, load, conditions),
+        )
+        if model is not None and kept is None and any(m.outcome != "ok" for m in made.measurements):
+            run.keep()
+        if output is not None:
+            report.write(made, output)
+    return made
+
+
+def _targets(names: Sequence[str], conditions: Conditions) -> list[tuple[Plugin, str] | None]:
+    """Return the targets asked for in order, each once; None stands for the source framework."""
+    found: list[tuple[Plugin, str] | None] = []
+    for name in names or (NATIVE, "all"):
+        native: list[tuple[Plugin, str] | None] = [None]
+        more = native if name == NATIVE else choose_targets([name], conditions)
+        found += [target for target in more if target not in found]
+    return found
+
+
+def _native(prepared: Prepared, feed: Feed, load: Load) -> Contender:
+    """Return the source framework itself as a contender."""
+    model = prepared.model
+    conditions = model.conditions
+
+    def start() -> tuple[Worker, OpenSession]:
+        worker = Worker(
+            model.plugin,
+            python=environments.interpreter(model.plugin, install=conditions.install),
+            label=f"native {model.name}",
+            limits=conditions.limits,
+            listen=conditions.listen,
+            threads=conditions.threads,
+        )
+        try:
+            request = ReferenceRequest(source=model.source, threads=conditions.threads)
+            return worker, worker.open(request)
+        except BaseException:
+            worker.close()
+            raise
+
+    return Contender(
+        label=f"{NATIVE} {model.inspection.framework}",
+        target=NATIVE,
+        device="cpu",
+        precision="fp32",
+        open=start,
+        feed=feed,
+        size_bytes=sum(model.inspection.files.values()),
+        items_per_run=load.batch or 1,
+        versions=prepared.conversion.versions,
+    )
+
+
+def _compiled(
+    compiled: CompiledBundle,
+    asked_for: Mapping[str, str],
+    feed: Feed,
+    load: Load,
+    conditions: Conditions,
+) -> Contender | Measurement:
+    """Return a bundle just compiled as a contender, or why it could not be compiled."""
+    if compiled.folder is None:
+        return Measurement.failed(
+            target=compiled.target,
+            device=compiled.device,
+            precision=compiled.precision,
+            outcome=compiled.outcome,
+            settings=dict(asked_for),
+            notes=compiled.notes,
+        )
+    folder = Path(compiled.folder)
+    manifest = read_manifest(folder)
+    parity = ParitySummary.of(compiled.parity) if compiled.parity else None
+    return _contender(folder, manifest, feed, parity, load, conditions)
+
+
+def _bundle(
+    folder: Path, feed: Feed | None, load: Load, conditions: Conditions
+) -> Contender | Measurement:
+    """Return a finished bundle as a contender, on the inputs of the others if there are any; or how
+    its own proof failed.
+
+    Raises BundleError where it is damaged, UsageError where it cannot take the inputs: a comparison
+    on different inputs is none.
+    """
+    manifest = read_manifest(folder)
+    check_files(folder, manifest)
+    if feed is None:
+        feed = feed_of_bundle(folder, manifest, batch=load.batch, seed=load.seed)
+    check_feed(feed, manifest.signature.inputs)
+    parity = None
+    if manifest.golden:
+        try:
+            parity = ParitySummary.of(verify(folder, conditions=conditions).parity)
+        except (BundleError, UsageError):
+            raise
+        except DeploykitError as error:
+            return Measurement.failed(
+                target=manifest.target,
+                device=manifest.device,
+                precision=manifest.precision,
+                outcome=outcome_of(error),
+                settings=manifest.settings,
+                versions=manifest.versions,
+                notes=manifest.notes,
+            )
+    return _contender(folder, manifest, feed, parity, load, conditions)
+
+
+def _contender(
+    folder: Path,
+    manifest: Manifest,
+    feed: Feed,
+    parity: ParitySummary | None,
+    load: Load,
+    conditions: Conditions,
+) -> Contender:
+    return Contender(
+        label=f"{manifest.target}:{manifest.device} {manifest.precision}",
+        target=manifest.target,
+        device=manifest.device,
+        precision=manifest.precision,
+        open=lambda: open_bundle(folder, manifest, conditions),
+        feed=feed,
+        settings=manifest.settings,
+        versions=manifest.versions,
+        notes=manifest.notes,
+        size_bytes=payload_bytes(manifest),
+        items_per_run=load.batch or 1,
+        parity=parity,
+    )
+
+
+def _measured(
+    entries: Sequence[Contender | Measurement], load: Load, conditions: Conditions
+) -> tuple[Measurement, ...]:
+    """Measure the contenders among `entries` together; the others keep their place."""
+    ready = [entry for entry in entries if isinstance(entry, Contender)]
+    if not ready:
+        return tuple(entry for entry in entries if isinstance(entry, Measurement))
+    measured = iter(
+        measure(ready, duration_s=load.duration_s, seed=load.seed, listen=conditions.listen)
+    )
+    return tuple(next(measured) if isinstance(entry, Contender) else entry for entry in entries)
+
+
+def _feed_of(entries: Sequence[Contender | Measurement]) -> Feed | None:
+    """Return the inputs that all contenders get, None where there is no contender yet."""
+    return next((entry.feed for entry in entries if isinstance(entry, Contender)), None)
+
+
+def _sizes(entries: Sequence[Contender | Measurement]) -> dict[str, int]:
+    """Return the size of every input axis in the measured inferences, as `INPUT:AXIS`."""
+    return {
+        f"{name}:{axis}": size
+        for name, array in (_feed_of(entries) or {}).items()
+        for axis, size in enumerate(array.shape)
+    }
+
+
+def _check_output(output: Path) -> None:
+    """Raise OutputError where the report cannot be written: hours later would be too late."""
+    if output.is_dir():
+        raise OutputError(f"`{output}` is a folder", hint="name a file, such as `report.json`")
+    folder = output.absolute().parent
+    if not folder.is_dir():
+        try:
+            folder.mkdir(parents=True)
+        except OSError as error:
+            raise OutputError(f"cannot make the folder `{folder}`: {error.strerror}") from error
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return
+    except OSError as error:
+        raise OutputError(
+            f"cannot write to `{folder}`: {error.strerror}",
+            hint="name a folder that you may write to",
+        ) from error
+
+
+def _bundle_folder(named: str | Path | None, output: str | Path | None) -> Path | None:
+    """Return the folder for bundles: as named, else beside the report, else None."""
+    if named is not None:
+        return Path(named).absolute()
+    return None if output is None else Path(output).with_suffix(".bundles").absolute()

@@ -1,0 +1,209 @@
+"""Bundles that proved themselves, and targets that fail in every way there is."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import onnx.reference
+import pytest
+
+import deploykit as dk
+from deploykit import errors
+from deploykit.bundle import check_files, golden, read_manifest
+from deploykit.errors import UsageError
+from deploykit.events import Event
+from deploykit.tensors import write_tensors
+
+
+def compile(model: Path, output: Path, *devices: str, **more: object) -> dk.Compilation:
+    targets = [f"odd:{device}" for device in devices]
+    return dk.compile(model, targets, output, **more)  # type: ignore[arg-type]
+
+
+def test_a_bundle_gives_what_the_model_gives(
+    small_onnx: Path, odd_plugins: Path, tmp_path: Path
+) -> None:
+    compilation = dk.compile(small_onnx, ["onnxruntime"], tmp_path)
+    (bundle,) = compilation.bundles
+    assert (bundle.outcome.kind, compilation.failed) == ("ok", ())
+    assert bundle.folder == str(tmp_path / "onnxruntime-cpu-fp32")
+    feed = {"x": np.random.default_rng(0).standard_normal((7, 3, 8, 8)).astype(np.float32)}
+    with dk.load(bundle.folder) as session:
+        outputs = session.run(feed)
+    expected = onnx.reference.ReferenceEvaluator(str(small_onnx)).run(None, feed)
+    np.testing.assert_allclose(outputs["y"], next(iter(expected)), rtol=1e-4, atol=1e-5)
+    assert dk.verify(bundle.folder).cases == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["onnxruntime-cpu-fp32"]
+
+
+FAILURES = {
+    "raises": ("error", "no such kernel"),
+    "lacks": ("unsupported", "Conv"),
+    "sleeps": ("timeout", ""),
+    "eats": ("out-of-memory", ""),
+    "segfaults": ("signal", "SIGSEGV"),
+    "aborts": ("signal", "SIGABRT"),
+    "absent": ("skipped", "accelerator"),
+    "wrong": ("wrong", "`y`"),
+    "five": ("wrong", "batch=5"),
+}
+
+
+def test_each_failure_is_one_outcome_and_the_others_go_on(
+    small_onnx: Path, odd_plugins: Path, tmp_path: Path
+) -> None:
+    limits = dk.Limits(timeout_s=4, memory_bytes=1 << 30)
+    compilation = compile(
+        small_onnx, tmp_path, *FAILURES, "cpu", conditions=dk.Conditions(limits=limits)
+    )
+    for bundle, (kind, detail) in zip(compilation.bundles, FAILURES.values(), strict=False):
+        assert bundle.outcome.kind == kind, bundle
+        assert detail in bundle.outcome.detail
+        assert bundle.folder is None
+        if kind in ("timeout", "out-of-memory", "signal", "error"):
+            assert bundle.outcome.phase == "thinking hard"
+        if bundle.device == "raises":
+            assert "odd.py" in bundle.outcome.frame
+        if bundle.device == "segfaults":
+            assert "ctypes" in bundle.outcome.frame
+    assert compilation.bundles[-1].outcome.kind == "ok"
+    assert len(compilation.failed) == len(FAILURES)
+    assert [path.name for path in tmp_path.iterdir()] == ["odd-cpu-fp32"]
+
+
+def test_a_failed_step_can_be_reproduced(
+    small_onnx: Path, odd_plugins: Path, tmp_path: Path
+) -> None:
+    compile(small_onnx, tmp_path, "raises")
+    jobs = (odd_plugins / "jobs").iterdir()
+    job = max((job for job in jobs if "odd" in job.name), key=lambda job: job.stat().st_mtime_ns)
+    done = subprocess.run(
+        ["bash", job / "reproduce.sh"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert '"error"' in done.stdout
+    assert "no such kernel" in done.stdout + done.stderr
+
+
+def test_settings_go_to_their_target(small_onnx: Path, odd_plugins: Path, tmp_path: Path) -> None:
+    from deploykit.bundle import read_manifest
+
+    settings = {"odd.colour": "blue", "onnxruntime.optimization": "extended"}
+    dk.compile(small_onnx, ["odd", "onnxruntime"], tmp_path, settings=settings)
+    assert read_manifest(tmp_path / "odd-cpu-fp32").settings["colour"] == "blue"
+    found = read_manifest(tmp_path / "onnxruntime-cpu-fp32").settings
+    assert found["optimization"] == "extended"
+    assert "colour" not in found
+    with pytest.raises(UsageError, match="warp"):
+        dk.compile(small_onnx, ["odd"], tmp_path, settings={"warp": "9"})
+
+
+def test_all_is_what_can_run_here(small_onnx: Path, odd_plugins: Path, tmp_path: Path) -> None:
+    from deploykit.target_choice import available_targets
+
+    notes: list[Event] = []
+    conditions = dk.Conditions(listen=notes.append, install=False)
+    found = {(plugin.name, device) for plugin, device in available_targets(conditions)}
+    assert found >= {("odd", "cpu"), ("odd", "wrong"), ("onnxruntime", "cpu")}
+    assert ("odd", "absent") not in found
+    assert any("odd:absent" in event.message for event in notes if event.kind == "note")
+
+
+def test_the_same_input_gives_the_same_bytes(
+    small_onnx: Path, odd_plugins: Path, tmp_path: Path
+) -> None:
+    contents = []
+    for name in ("one", "two"):
+        compile(small_onnx, tmp_path / name, "cpu")
+        folder = tmp_path / name / "odd-cpu-fp32"
+        contents.append(
+            {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+        )
+    assert contents[0] == contents[1]
+
+
+def test_fixed_shapes_are_what_is_verified(
+    small_onnx: Path, odd_plugins: Path, tmp_path: Path
+) -> None:
+    compilation = dk.compile(small_onnx, ["onnxruntime"], tmp_path, shapes={"x": (11, 3, 8, 8)})
+    folder = compilation.bundles[0].folder
+    assert folder is not None
+    with dk.load(folder) as session:
+        assert session.inputs[0].shape == (11, 3, 8, 8)
+    assert dk.verify(folder).cases >= 1, "no default size fits: the source was asked again"
+
+
+def test_what_a_bundle_holds(small_onnx: Path, odd_plugins: Path, tmp_path: Path) -> None:
+    made, folder = dk.compile(small_onnx, ["odd", "onnxruntime"], tmp_path), tmp_path
+    entry = made.bundles[0]
+    assert entry.folder is not None
+    assert entry.folder == str(folder / "odd-cpu-fp32")
+    assert entry.size_bytes == sum(
+        path.stat().st_size for path in (folder / "odd-cpu-fp32" / "payload").iterdir()
+    )
+    assert entry.notes == ("odd",)
+    assert entry.seconds > 0
+    manifest = read_manifest(entry.folder)
+    check_files(entry.folder, manifest)
+    assert (manifest.target, manifest.device, manifest.precision) == ("odd", "cpu", "fp32")
+    assert manifest.settings == {"colour": "red"}
+    assert manifest.provenance.source == "small.onnx"
+    assert manifest.provenance.converter == "onnx"
+    assert manifest.provenance.onnx_sha256 == made.conversion.onnx_sha256
+    assert str(small_onnx.parent) not in Path(entry.folder, "manifest.json").read_text()
+    pairs = golden(entry.folder, manifest)
+    assert len(pairs) == 3
+    with dk.load(folder / "onnxruntime-cpu-fp32") as session:
+        for feed, expected in pairs:
+            np.testing.assert_allclose(session.run(feed)["y"], expected["y"], rtol=1e-4, atol=1e-5)
+
+
+def test_a_sample_of_other_sizes_than_compiled_is_refused(
+    small_onnx: Path, odd_plugins: Path, tmp_path: Path
+) -> None:
+    sample = tmp_path / "mine.npz"
+    write_tensors(sample, {"x": np.zeros((2, 3, 8, 8), np.float32)})
+    with pytest.raises(errors.UsageError, match=r"mine\.npz"):
+        dk.compile(
+            small_onnx,
+            ["onnxruntime"],
+            tmp_path / "b",
+            shapes={"x": (4, 3, 8, 8)},
+            checks=dk.Checks(sample=sample),
+        )
+    made = dk.compile(small_onnx, ["onnxruntime"], tmp_path / "b", checks=dk.Checks(sample=sample))
+    assert made.conversion.cases == 1
+    ((feed, _),) = golden(made.bundles[0].folder or "", read_manifest(made.bundles[0].folder or ""))
+    assert feed["x"].shape == (2, 3, 8, 8)
+
+
+def test_the_tolerance_is_kept_in_the_bundle(
+    small_onnx: Path, odd_plugins: Path, tmp_path: Path
+) -> None:
+    loose = dk.Tolerance(atol=100, rtol=1)
+    made = compile(small_onnx, tmp_path, "wrong", checks=dk.Checks(seeds=1, tolerance=loose))
+    assert made.failed == ()
+    assert made.bundles[0].parity[0].max_abs_error == pytest.approx(1, abs=1e-3)
+    assert read_manifest(made.bundles[0].folder or "").tolerance == loose
+
+
+def test_a_bundle_is_replaced_and_anything_else_is_not(
+    small_onnx: Path, odd_plugins: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "odd-cpu-fp32"
+    folder.mkdir()
+    (folder / "letter.txt").write_text("mine")
+    with pytest.raises(errors.OutputError, match="not a bundle"):
+        compile(small_onnx, tmp_path, "cpu", checks=dk.Checks(enabled=False))
+    assert [path.name for path in folder.iterdir()] == ["letter.txt"]
+    (folder / "letter.txt").unlink()
+    for colour in ("blue", "green"):
+        compile(
+            small_onnx,
+            tmp_path,
+            "cpu",
+            settings={"colour": colour},
+            checks=dk.Checks(enabled=False),
+        )
+    assert read_manifest(folder).settings == {"colour": "green"}
