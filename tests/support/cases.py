@@ -86,7 +86,7 @@ CASES = (
         sampled=True,
     ),
     Case(folder="paddle3/derived_ppocr_cls_v2_pir", what="the same as PIR", fixed=True),
-    Case(folder="onnx/optimum_tiny_bert", what="attention, three inputs"),
+    Case(folder="onnx/optimum_tiny_bert", what="attention, two inputs"),
     Case(
         folder="onnx/dtln_1",
         what="recurrent network with explicit state, two inputs",
