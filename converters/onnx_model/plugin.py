@@ -24,10 +24,10 @@ from deploykit._plugins.converters.onnx_model import (
     reading,
     runtime,
     signatures,
-    versions,
     writing,
 )
 
+from deploykit import onnx_opset
 from deploykit.errors import UsageError
 from deploykit.progress import phase
 from deploykit.protocol import (
@@ -70,12 +70,12 @@ def convert(request: ConvertRequest) -> ConvertResult:
     repairs = mending.mend(model.proto)
     signatures.apply(model.proto, source.inputs, request.dynamic)
     phase("bringing the model to its opset")
-    model.proto, upgraded = versions.upgrade(model.proto, request.opset)
+    model.proto, upgraded = onnx_opset.upgrade(model.proto, request.opset)
     phase("checking the ONNX graph")
     signature = writing.write(model, Path(request.output))
     return ConvertResult(
         signature=signature,
-        opset=versions.opset_of(model.proto),
+        opset=onnx_opset.opset_of(model.proto),
         repairs=(*repairs, *upgraded),
         versions={name: version(name) for name in ("onnx", "onnx_ir", "onnxruntime", "numpy")},
     )

@@ -15,7 +15,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from deploykit import plugins
+from deploykit import onnx_opset, plugins
 from deploykit.errors import (
     DeploykitError,
     OutputError,
@@ -37,7 +37,7 @@ from deploykit.steps import Worker
 PACKAGE = "deploykit._plugins.converters.onnx_model"
 plugin = importlib.import_module(f"{PACKAGE}.plugin")
 reading = importlib.import_module(f"{PACKAGE}.reading")
-versions = importlib.import_module(f"{PACKAGE}.versions")
+
 writing = importlib.import_module(f"{PACKAGE}.writing")
 
 SHARED = (
@@ -96,7 +96,7 @@ def test_shared_models_keep_their_outputs(shared_models: Path, tmp_path: Path, n
         feed = {tensor: golden[f"in_{key}"] for key, tensor in names["in"].items()}
         expected = {tensor: golden[f"out_{key}"] for key, tensor in names["out"].items()}
     assert {tensor.name for tensor in result.signature.inputs} == set(feed)
-    assert result.opset >= versions.OLDEST_LEFT_ALONE
+    assert result.opset >= onnx_opset.OLDEST_LEFT_ALONE
     for location in (path, output):
         session = open_reference(location)
         outputs = session.run(feed)
