@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploykit.agreement import Case, agree, reference_pairs, worst_by_output
-from deploykit.errors import OutputError
+from deploykit.errors import DeploykitError, OutputError
 from deploykit.events import Event
 from deploykit.options import Checks, Conditions, SourceOptions
 from deploykit.parity import SMALLEST_SCALE, OutputParity, default_tolerance
@@ -98,11 +98,12 @@ def convert_within(
         listen(Event(kind="note", step=step, message=f"repaired: {repair}"))
     cases: tuple[Case, ...] = ()
     pairs: list[tuple[Case, Pair]] = []
-    rejected: tuple[str, ...] = ()
+    noted: tuple[str, ...] = ()
     if checks.enabled:
         with announced(f"verify against {model.inspection.framework}", model.conditions):
-            pairs, cases, rejected = _prove(model, output, result, checks)
-    notes = (*rejected, *_little_said(cases))
+            proof = _prove(model, output, result, checks)
+        result, pairs, cases, noted = proof.result, proof.pairs, proof.cases, proof.notes
+    notes = (*noted, *_little_said(cases))
     for note in notes:
         listen(Event(kind="note", step=step, message=note))
     return (
@@ -126,6 +127,16 @@ def convert_within(
     )
 
 
+@dataclass(frozen=True)
+class _Proof:
+    """What was converted in the end, the reference's pairs, how each fared, and what to note."""
+
+    result: ConvertResult
+    pairs: list[tuple[Case, Pair]]
+    cases: tuple[Case, ...]
+    notes: tuple[str, ...]
+
+
 def _little_said(cases: tuple[Case, ...]) -> list[str]:
     """Return a note for each output that is so small in all `cases` that agreement says little."""
     largest: dict[str, float] = {}
@@ -139,10 +150,11 @@ def _little_said(cases: tuple[Case, ...]) -> list[str]:
     ]
 
 
-def _prove(
-    model: SourceModel, output: Path, result: ConvertResult, checks: Checks
-) -> tuple[list[tuple[Case, Pair]], tuple[Case, ...], tuple[str, ...]]:
-    """Run source framework and ONNX on the same inputs; raise MismatchError where they disagree."""
+def _prove(model: SourceModel, output: Path, result: ConvertResult, checks: Checks) -> _Proof:
+    """Run source framework and ONNX on the same inputs; raise MismatchError where they disagree.
+
+    The tidied graph is tried first, and takes the place of the exported one where it agrees.
+    """
     from deploykit.feeds import index_bounds
 
     pairs, rejected = reference_pairs(
@@ -151,14 +163,28 @@ def _prove(
         checks=checks,
         bounds=index_bounds(output),
     )
+    tolerance = checks.tolerance or default_tolerance("fp32")
+    what = f"the ONNX model made from {model.name}"
+    notes = rejected
+    if model.options.tidy and not Path(f"{output}.data").exists():
+        folder = output.parent / "tidied"
+        folder.mkdir()
+        try:
+            with onnx_model(output, model.conditions) as exported:
+                tidied, session = exported.tidy(folder / output.name, opset=result.opset)
+                agreement = agree(pairs, session, what=what, tolerance=tolerance)
+            (folder / output.name).replace(output)
+            kept = dataclasses.replace(result, signature=tidied.signature)
+            # what the ONNX converter mends on its way is of no interest to the user of another framework
+            cleaned = tuple(line for line in tidied.repairs if line.startswith("cleaned up"))
+            return _Proof(kept, pairs, agreement.cases, (*notes, *cleaned))
+        except DeploykitError as error:
+            notes = (*notes, f"left as it was exported, for cleaned up it fails: {error}")
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
     with onnx_model(output, model.conditions) as converted:
-        agreement = agree(
-            pairs,
-            converted.reference(),
-            what=f"the ONNX model made from {model.name}",
-            tolerance=checks.tolerance or default_tolerance("fp32"),
-        )
-    return pairs, agreement.cases, rejected
+        agreement = agree(pairs, converted.reference(), what=what, tolerance=tolerance)
+    return _Proof(result, pairs, agreement.cases, notes)
 
 
 @contextlib.contextmanager

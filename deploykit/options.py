@@ -20,13 +20,17 @@ class SourceOptions:
     """How to read the source model and what its ONNX form shall be.
 
     `format` None recognises it by content. `inputs` override what the file says; `dynamic` names
-    axes that stay dynamic. `settings` are the converter's own (`signature=serving_default`).
+    axes that stay dynamic. `opset` None takes the newest that all of `for_targets` load, or without
+    targets the converter's own. `tidy` False leaves the graph as it was exported. `settings` are the
+    converter's own (`signature=serving_default`).
     """
 
     format: str | None = None
     inputs: tuple[TensorSpec, ...] = ()
     dynamic: tuple[DynamicAxis, ...] = ()
     opset: int | None = None
+    for_targets: tuple[str, ...] = ()
+    tidy: bool = True
     settings: Mapping[str, str] = field(default_factory=dict)
     trust: bool = False
 
@@ -38,6 +42,8 @@ class SourceOptions:
         inputs: Iterable[str] = (),
         dynamic: Iterable[str] = (),
         opset: int | None = None,
+        for_targets: Iterable[str] = (),
+        tidy: bool = True,
         settings: Mapping[str, str] | None = None,
         trust: bool = False,
     ) -> SourceOptions:
@@ -52,6 +58,8 @@ class SourceOptions:
             inputs=tuple(parse_input(text) for text in inputs),
             dynamic=tuple(axis for text in dynamic for axis in parse_dynamic(text)),
             opset=opset,
+            for_targets=tuple(for_targets),
+            tidy=tidy,
             settings=dict(settings or {}),
             trust=trust,
         )

@@ -2,7 +2,8 @@
 
 A block is the plugin's declaration (https://peps.python.org/pep-0723/): what it needs, and in
 `[tool.deploykit]` what it is. Fields: `summary`, `functions`, `formats` (converters), `devices`
-(targets, the first is the default), optionally `name` and `settings`.
+(targets, the first is the default), optionally `name`, `settings` and
+`newest_opset` (targets: the newest ONNX opset that is known to load and compute right).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ FUNCTIONS = {
 }
 """Kind of plugin to the functions that the protocol knows for it."""
 
-_FIELDS = ("name", "summary", "formats", "devices", "functions", "settings")
+_FIELDS = ("name", "summary", "formats", "devices", "functions", "settings", "newest_opset")
 _BLOCK = re.compile(
     r"^# /// (?P<type>[a-zA-Z0-9-]+)$\s(?P<content>(^#(| .*)$\s)+)^# ///$", re.MULTILINE
 )
@@ -45,6 +46,7 @@ class Plugin:
     requires_python: str
     dependencies: tuple[str, ...]
     settings: dict[str, str]
+    newest_opset: int | None
     block: str
 
     def __str__(self) -> str:
@@ -131,6 +133,7 @@ def read_plugin(path: Path, *, kind: str) -> Plugin:
         requires_python=_requires_python(data, path),
         dependencies=_dependencies(data, path),
         settings=fields.table("settings"),
+        newest_opset=fields.number("newest_opset"),
         block=block,
     )
     if not _NAME.fullmatch(plugin.name):
@@ -310,6 +313,12 @@ class _Fields:
         if not good or (required and not value):
             raise UsageError(f"{self.where} needs `{name}`, a list of texts")
         return tuple(value)
+
+    def number(self, name: str) -> int | None:
+        value = self.values.get(name)
+        if value is not None and (not isinstance(value, int) or not 0 < value < 100):
+            raise UsageError(f"{self.where}: `{name}` is no number of 1 to 99")
+        return value
 
     def table(self, name: str) -> dict[str, str]:
         value = self.values.get(name, {})

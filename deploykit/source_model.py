@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from deploykit import __version__, environments, plugins
-from deploykit.errors import UnsupportedError
+from deploykit.errors import UnsupportedError, UsageError
 from deploykit.formats import Inspection, inspect
 from deploykit.options import Conditions, SourceOptions
 from deploykit.protocol import (
@@ -87,14 +88,46 @@ class SourceModel:
         return self._worker
 
     def convert(self, output: Path) -> ConvertResult:
-        """Write the model as ONNX to `output`."""
+        """Write the model as ONNX to `output`, in the opset that the options ask for.
+
+        Where they name targets, that is the newest that all of these load, or the converter's own
+        choice where it cannot write that one. Raises UsageError where a target does not say what it
+        loads, UnsupportedError where the converter writes only newer opsets.
+        """
+        newest = newest_opset(self.options.for_targets) if self.options.opset is None else None
+        if newest is None:
+            return self._convert(output, self.options.opset)
+        try:
+            return self._convert(output, newest)
+        except (UnsupportedError, UsageError) as error:
+            # the exporter may be older than the targets
+            result = self._convert(output, None)
+            if result.opset > newest:
+                output.unlink(missing_ok=True)
+                names = ", ".join(self.options.for_targets)
+                raise UnsupportedError(
+                    f"converter `{self.plugin.name}` writes opset {result.opset}, "
+                    f"and {names} together load up to {newest}",
+                    hint="ask for an older one with `--opset`",
+                ) from error
+            return result
+
+    def _convert(self, output: Path, opset: int | None) -> ConvertResult:
         request = ConvertRequest(
-            source=self.source,
-            output=str(output),
-            opset=self.options.opset,
-            dynamic=self.options.dynamic,
+            source=self.source, output=str(output), opset=opset, dynamic=self.options.dynamic
         )
         return self.worker().call("convert", request, ConvertResult)
+
+    def tidy(self, output: Path, *, opset: int) -> tuple[ConvertResult, OpenSession]:
+        """Write this ONNX model without needless nodes to `output`; return also its session."""
+        request = ConvertRequest(
+            source=replace(self.source, options={"tidy": "yes"}), output=str(output), opset=opset
+        )
+        result = self.worker().call("convert", request, ConvertResult)
+        tidied = ReferenceRequest(
+            source=Source(location=str(output), format=ONNX), threads=self.conditions.threads
+        )
+        return result, self.worker().open(tidied)
 
     def reference(self) -> OpenSession:
         """Return the model loaded in its own framework, ready to give reference outputs."""
@@ -119,6 +152,23 @@ class SourceModel:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def newest_opset(targets: tuple[str, ...]) -> int | None:
+    """Return the newest opset that all of `targets` (`openvino`, `tvm:cpu`) load, None for no targets.
+
+    Raises UsageError where one is unknown or does not say.
+    """
+    newest = []
+    for text in targets:
+        plugin, _ = plugins.parse_target(text)
+        if plugin.newest_opset is None:
+            raise UsageError(
+                f"target `{plugin.name}` does not say which opsets it loads",
+                hint="choose one with `--opset`",
+            )
+        newest.append(plugin.newest_opset)
+    return min(newest, default=None)
 
 
 def hash_files(paths: list[Path]) -> str:

@@ -6,6 +6,7 @@
 # name = "openvino"
 # summary = "OpenVINO: a compiled blob, with the model beside it for other versions and processors"
 # devices = ["cpu"]
+# newest_opset = 21
 # functions = ["probe", "compile", "load"]
 #
 # [tool.deploykit.settings]

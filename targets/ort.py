@@ -6,6 +6,7 @@
 # name = "onnxruntime"
 # summary = "ONNX Runtime: the model saved in its optimised form"
 # devices = ["cpu"]
+# newest_opset = 23
 # functions = ["probe", "compile", "load"]
 #
 # [tool.deploykit.settings]

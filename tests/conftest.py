@@ -65,9 +65,9 @@ def odd_model(tmp_path: Path) -> Path:
     """A model for the converter `odd_source` of `fixtures/plugins`: it computes `y = x * 2 + 1`."""
     folder = tmp_path / "source"
     folder.mkdir()
-    (folder / "odd-0000.params").write_bytes((0x112).to_bytes(8, "little") + bytes(24))
-    model = folder / "odd-symbol.json"
-    model.write_text('{"nodes": [{"op": "null", "name": "x", "inputs": []}]}')
+    # Core ML's Model: specification 4, and a description with one input called x
+    model = folder / "odd.mlmodel"
+    model.write_bytes(bytes([8, 4, 18, 5, 10, 3, 10, 1]) + b"x")
     return model
 
 

@@ -7,6 +7,9 @@
 # summary = "ONNX models: checked, mended, brought to a current opset"
 # formats = ["onnx"]
 # functions = ["inspect", "convert", "reference"]
+#
+# [tool.deploykit.settings]
+# tidy = "no (default) or yes: fold constants, merge transposes, remove dead and double nodes"
 # ///
 """ONNX to ONNX: the file is checked, mended, given the sizes and the opset asked for, and rewritten.
 
@@ -24,6 +27,7 @@ from deploykit._plugins.converters.onnx_model import (
     reading,
     runtime,
     signatures,
+    tidying,
     writing,
 )
 
@@ -63,7 +67,7 @@ def convert(request: ConvertRequest) -> ConvertResult:
     inputs, axes or the opset make no sense.
     """
     source = request.source
-    _check_options(source)
+    tidies = _check_options(source)
     phase("reading the ONNX model")
     model = reading.read(source.location)
     phase("mending the graph")
@@ -71,6 +75,10 @@ def convert(request: ConvertRequest) -> ConvertResult:
     signatures.apply(model.proto, source.inputs, request.dynamic)
     phase("bringing the model to its opset")
     model.proto, upgraded = onnx_opset.upgrade(model.proto, request.opset)
+    if tidies and not model.external:
+        phase("tidying the graph")
+        model.proto, tidied = tidying.tidy(model.proto)
+        upgraded += tidied
     phase("checking the ONNX graph")
     signature = writing.write(model, Path(request.output))
     return ConvertResult(
@@ -98,8 +106,11 @@ def reference(request: ReferenceRequest) -> Session:
     return session
 
 
-def _check_options(source: Source) -> None:
-    if source.options:
-        raise UsageError(
-            f"the ONNX converter has no setting `{next(iter(source.options))}`", hint="it has none"
-        )
+def _check_options(source: Source) -> bool:
+    """Return whether the graph shall be tidied; raise UsageError for an unknown setting."""
+    for key, value in source.options.items():
+        if key != "tidy":
+            raise UsageError(f"the ONNX converter has no setting `{key}`", hint="it has: tidy")
+        if value not in ("yes", "no"):
+            raise UsageError(f"`tidy={value}` is no choice", hint="it is yes or no")
+    return source.options.get("tidy") == "yes"

@@ -32,6 +32,13 @@ if TYPE_CHECKING:
 @click.option(
     "-o", "--output", required=True, type=click.Path(path_type=Path), help="The ONNX file."
 )
+@click.option(
+    "--for-target",
+    "for_targets",
+    multiple=True,
+    metavar="TARGET",
+    help="Choose the newest opset that this target loads; may be given several times.",
+)
 @source_options
 @setting_option
 @check_options
@@ -49,6 +56,7 @@ def command(model: str, output: Path, settings: tuple[str, ...], **values: Any) 
     deploykit convert saved_model/ -o net.onnx --set signature=serving_default
     deploykit convert net.py:make -o net.onnx --input 'x:float32[batch,3,224,224]'
     deploykit convert old.onnx -o new.onnx --opset 20
+    deploykit convert net.h5 -o net.onnx --keras-backend theano --for-target openvino
     """
     from deploykit.conversion import convert
 

@@ -68,6 +68,12 @@ source_options = _stack(
         help="Keep an axis dynamic: `x:0=batch,2=time`.",
     ),
     click.option("--opset", type=click.IntRange(7, 30), help="ONNX opset of the result."),
+    click.option("--no-tidy", is_flag=True, help="Leave the graph as it was exported."),
+    click.option(
+        "--keras-backend",
+        type=click.Choice(["theano", "tensorflow", "cntk"]),
+        help="The backend of a Keras 1 file, which does not say it.",
+    ),
     click.option(
         "--trust",
         is_flag=True,
@@ -135,11 +141,16 @@ def source_from(values: dict[str, Any], settings: dict[str, str] | None = None) 
     """Take the options of `source_options` out of `values`."""
     from deploykit.options import SourceOptions
 
+    settings = dict(settings or {})
+    if backend := values.pop("keras_backend"):
+        settings["backend"] = backend
     return SourceOptions.parse(
         format=values.pop("format_"),
         inputs=values.pop("inputs"),
         dynamic=values.pop("dynamic"),
         opset=values.pop("opset"),
+        for_targets=values.pop("for_targets", ()),
+        tidy=not values.pop("no_tidy"),
         trust=values.pop("trust"),
         settings=settings,
     )

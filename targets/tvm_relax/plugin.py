@@ -6,6 +6,7 @@
 # name = "tvm"
 # summary = "Apache TVM: a shared library compiled by LLVM for this processor"
 # devices = ["cpu"]
+# newest_opset = 21
 # functions = ["probe", "compile", "load"]
 #
 # [tool.deploykit.settings]

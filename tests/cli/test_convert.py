@@ -30,9 +30,9 @@ def test_one_json_document_and_a_file(odd: CommandLine, odd_model: Path) -> None
     assert [path.name for path in odd.folder.iterdir()] == ["out.onnx"]
     assert (odd.folder / "out.onnx").stat().st_size > 100
     assert [line[:24] for line in done.stderr.splitlines()] == [
-        "ok    convert odd-symbol",
+        "ok    convert odd.mlmode",
         "  repaired: nothing [rea",
-        "ok    verify against Apa",
+        "ok    verify against App",
     ]
     assert odd.left_behind() == []
 
@@ -41,7 +41,7 @@ def test_what_a_person_reads(odd: CommandLine, odd_model: Path) -> None:
     done = odd("convert", odd_model, "-o", "out.onnx", "-q")
     assert (done.code, done.stderr) == (0, "")
     for words in (
-        "mxnet/symbol",
+        "coreml/mlmodel",
         "input     x:float32[batch,4]",  # brackets are no markup
         "repaired  nothing [really]",
         "worst of 6 comparisons",

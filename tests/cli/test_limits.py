@@ -20,7 +20,7 @@ def test_a_conversion_that_takes_too_long(odd: CommandLine, odd_model: Path) -> 
     assert "hint: give it more time with `--timeout`" in done.stderr
     # in a log file too one sees that it works, and at what
     beats = [line for line in done.stderr.splitlines() if line.startswith("…")]
-    assert beats == ["…     convert odd-symbol.json (odd_source): tracing (1 s)"]
+    assert beats == ["…     convert odd.mlmodel (odd_source): tracing (1 s)"]
     assert list(odd.folder.iterdir()) == []
     assert odd.left_behind() == []
 

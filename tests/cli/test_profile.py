@@ -13,7 +13,7 @@ def test_one_that_fails_is_a_row_and_the_exit_code(odd: CommandLine, odd_model: 
     options = ["--duration", "0.2", "--seeds", "1", "--batch", "2", "--threads", "1"]
     done = odd("profile", odd_model, *targets, *options, "-o", "report.json")
     assert done.code == 9, done.stderr
-    for words in ("native Apache MXNet", "odd:raises fp32", "onnxruntime:cpu fp32", "x=2x4"):
+    for words in ("native Apple Core ML", "odd:raises fp32", "onnxruntime:cpu fp32", "x=2x4"):
         assert words in done.stdout
     assert done.stdout.rstrip().endswith("report: report.json")
     report = json.loads((odd.folder / "report.json").read_text())

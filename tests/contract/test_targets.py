@@ -466,3 +466,18 @@ def test_the_same_input_gives_the_same_payload(plugin: Plugin, tmp_path: Path) -
     ]
     assert list(contents[0]) == list(contents[1])
     assert [name for name in contents[0] if contents[0][name] != contents[1][name]] == []
+
+
+@every_target
+@every_case
+def test_the_newest_opset_that_a_target_declares_computes_right(
+    plugin: Plugin, case: str, tmp_path: Path
+) -> None:
+    assert plugin.newest_opset is not None
+    made = CASES[case]()
+    newer = onnx.version_converter.convert_version(made.model, plugin.newest_opset)
+    made = replace(made, model=newer)
+    request = _load_request(plugin, _compile(plugin, made, tmp_path), tmp_path)
+    session = _module(plugin).load(request)
+    _assert_same(session.run(made.feeds[0]), _expected(made, made.feeds[0]))
+    session.close()

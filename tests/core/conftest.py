@@ -54,6 +54,7 @@ def make_plugin(own_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             requires_python=">=3.10",
             dependencies=(),
             settings={},
+            newest_opset=None,
             block="",
         )
 

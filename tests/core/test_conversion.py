@@ -14,7 +14,7 @@ import onnxruntime
 import pytest
 
 import deploykit as dk
-from deploykit import _plugins, errors, runs
+from deploykit import _plugins, errors, plugins, runs
 from deploykit.errors import MismatchError, OutputError, PluginError, StepTimeout, UsageError
 from deploykit.tensors import write_tensors
 
@@ -36,7 +36,7 @@ def test_a_proven_model(odd_model: Path, tmp_path: Path) -> None:
     session = onnxruntime.InferenceSession(str(output), providers=["CPUExecutionProvider"])
     np.testing.assert_array_equal(session.run(None, {"x": x})[0], x * 2 + 1)
     text = json.dumps(conversion.to_json(), allow_nan=False)
-    assert json.loads(text)["format"] == "mxnet/symbol"
+    assert json.loads(text)["format"] == "coreml/mlmodel"
 
 
 @pytest.mark.parametrize("do", ["wrong", "wrong5", "nan"])
@@ -184,7 +184,7 @@ def test_a_format_without_a_converter(
     odd_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_plugins, "__path__", [str(_plugins.ROOT)])  # the odd converter is gone
-    with pytest.raises(errors.UnsupportedError, match=r"mxnet/symbol.*no converter") as caught:
+    with pytest.raises(errors.UnsupportedError, match=r"coreml/mlmodel.*no converter") as caught:
         convert(odd_model, tmp_path / "out.onnx")
     assert "pytorch/exported_program" in caught.value.hint
 
@@ -197,3 +197,34 @@ def test_a_failed_conversion_can_be_run_again(odd_model: Path, tmp_path: Path) -
     script = Path(caught.value.log).with_name("reproduce.sh")
     again = subprocess.run([script], capture_output=True, text=True, timeout=60, check=False)
     assert "RuntimeError: fails late" in again.stdout
+
+
+def test_the_newest_opset_of_the_targets_or_the_converters_own(
+    small_onnx: Path, odd_model: Path, tmp_path: Path
+) -> None:
+    newest = plugins.target("openvino").newest_opset
+    assert newest is not None
+    wish = dk.SourceOptions(for_targets=("openvino", "onnxruntime"))
+    assert dk.convert(small_onnx, tmp_path / "a.onnx", source=wish).opset == newest
+    # an opset that the user asks for goes first
+    asked = dk.SourceOptions(for_targets=("openvino",), opset=18)
+    assert dk.convert(small_onnx, tmp_path / "b.onnx", source=asked).opset == 18
+
+
+def test_needless_nodes_go_unless_they_shall_stay(tmp_path: Path) -> None:
+    path = tmp_path / "in.onnx"
+    nodes = [
+        onnx.helper.make_node("Identity", ["x"], ["i"]),
+        onnx.helper.make_node("Relu", ["i"], ["y"]),
+    ]
+    value = onnx.helper.make_tensor_value_info
+    kind = onnx.TensorProto.FLOAT
+    graph = onnx.helper.make_graph(nodes, "g", [value("x", kind, ["n"])], [value("y", kind, ["n"])])
+    opset = [onnx.helper.make_opsetid("", 17)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8), path)
+    tidied = dk.convert(path, tmp_path / "out.onnx")
+    assert [node.op_type for node in onnx.load(tidied.output).graph.node] == ["Relu"]
+    assert tidied.notes == ("cleaned up: 2 nodes became 1",)
+    as_it_was = dk.convert(path, tmp_path / "raw.onnx", source=dk.SourceOptions(tidy=False))
+    assert len(onnx.load(as_it_was.output).graph.node) == 2
+    assert as_it_was.notes == ()

@@ -57,7 +57,7 @@ def test_what_was_converted_is_not_converted_again(
         np.testing.assert_array_equal(one[0]["x"], other[0]["x"])
         np.testing.assert_array_equal(one[1]["y"], other[1]["y"])
     assert second.provenance() == first.provenance()
-    assert second.provenance().source == "odd-symbol.json"
+    assert second.provenance().source == "odd.mlmodel"
     assert second.provenance().options == {"do": "honest"}
 
 

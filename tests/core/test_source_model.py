@@ -5,7 +5,11 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from deploykit.source_model import hash_files
+import pytest
+
+from deploykit import plugins
+from deploykit.errors import UsageError
+from deploykit.source_model import hash_files, newest_opset
 
 
 def test_of_one_file_it_is_what_sha256sum_says(tmp_path: Path) -> None:
@@ -23,3 +27,12 @@ def test_of_several_it_depends_on_names_contents_and_nothing_else(tmp_path: Path
     first = of("one", a=b"1", b=b"2")
     assert of("two", a=b"1", b=b"2") == first
     assert len({first, of("3", a=b"2", b=b"1"), of("4", a=b"1", c=b"2"), of("5", a=b"12")}) == 4
+
+
+def test_the_newest_opset_is_the_oldest_of_what_the_targets_load() -> None:
+    own = {name: plugins.target(name).newest_opset for name in ("onnxruntime", "openvino")}
+    assert all(own.values())
+    assert newest_opset(("onnxruntime", "openvino:cpu")) == min(filter(None, own.values()))
+    assert newest_opset(()) is None
+    with pytest.raises(UsageError, match="openvin"):
+        newest_opset(("openvin",))
