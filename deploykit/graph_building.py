@@ -11,7 +11,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deploykit.onnx_file import opset_of, write_model
+from deploykit.onnx_file import (
+    LARGEST_MESSAGE,
+    LARGEST_SHAPE,
+    opset_of,
+    write_model,
+    write_streamed,
+)
 from deploykit.onnx_opset import upgrade
 from deploykit.progress import phase
 from deploykit.protocol import ConvertRequest, ConvertResult, Dimension
@@ -110,8 +116,11 @@ class GraphBuilder:
         """Declare `value` as the output `name`; `shape` None leaves it to shape inference."""
         self._outputs.append((name, value, dtype, shape))
 
-    def model(self) -> onnx.ModelProto:
-        """Return the graph as a model with its constants inside, its outputs under their own names."""
+    def model(self, *, apart: bool = False) -> tuple[onnx.ModelProto, dict[str, Array]]:
+        """Return the graph as a model, its outputs under their own names.
+
+        Where `apart`, large constants are declared without their data and returned beside it.
+        """
         from onnx import helper, numpy_helper
 
         made = {name for node in self._nodes for name in node.output}
@@ -137,23 +146,38 @@ class GraphBuilder:
                 )
             )
         used = {name for node in nodes for name in node.input} | _captured(nodes)
+        constants = {
+            names.get(name, name): array
+            for name, array in self._constants.items()
+            if names.get(name, name) in used
+        }
+        large = {
+            name: array
+            for name, array in constants.items()
+            if apart and array.nbytes > LARGEST_SHAPE
+        }
         graph = helper.make_graph(
             nodes,
             self.name or "model",
             self._inputs,
             [_value(name, dtype, shape) for name, _, dtype, shape in self._outputs],
             [
-                numpy_helper.from_array(array, names.get(name, name))
-                for name, array in self._constants.items()
-                if names.get(name, name) in used
+                _declared(name, array) if name in large else numpy_helper.from_array(array, name)
+                for name, array in constants.items()
             ],
         )
-        return helper.make_model(
+        model = helper.make_model(
             graph,
             opset_imports=[helper.make_opsetid("", OPSET)],
             ir_version=IR_VERSION,
             producer_name="deploykit",
         )
+        return model, large
+
+    @property
+    def weight_bytes(self) -> int:
+        """The size of all constants."""
+        return sum(array.nbytes for array in self._constants.values())
 
 
 def finish(
@@ -162,25 +186,36 @@ def finish(
     *,
     repairs: Sequence[str] = (),
     packages: Sequence[str] = ("onnx", "numpy"),
+    largest: int = LARGEST_MESSAGE,
 ) -> ConvertResult:
     """Bring the graph to the opset asked for, write it to `request.output`, and report.
 
-    `packages` are those whose versions the report names. Raises UsageError or UnsupportedError
+    Constants of more than `largest` bytes together go to `request.output` + `.data`. `packages` are
+    those whose versions the report names. Raises UsageError or UnsupportedError
     where the opset cannot be reached.
     """
     phase("building the ONNX graph")
-    model = builder.model()
+    model, weights = builder.model(apart=builder.weight_bytes > largest)
     upgraded: list[str] = []
     if request.opset not in (None, OPSET):
         model, upgraded = upgrade(model, request.opset)
-    phase("checking the ONNX graph")
-    signature = write_model(model, Path(request.output))
+    phase("writing and checking the ONNX graph")
+    output = Path(request.output)
+    signature = write_streamed(model, weights, output) if weights else write_model(model, output)
     return ConvertResult(
         signature=signature,
         opset=opset_of(model),
         repairs=(*repairs, *upgraded),
         versions={name: version(name) for name in packages},
     )
+
+
+def _declared(name: str, array: Array) -> onnx.TensorProto:
+    import onnx
+    from onnx import helper
+
+    kind = helper.np_dtype_to_tensor_dtype(array.dtype)
+    return onnx.TensorProto(name=name, data_type=kind, dims=array.shape)
 
 
 def _bodies(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.GraphProto]:

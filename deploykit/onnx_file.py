@@ -5,20 +5,26 @@ This file also runs inside plugin environments: standard library, numpy and onnx
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from deploykit.errors import OutputError, PluginError
 from deploykit.protocol import Dimension, Signature, TensorSpec
 
 if TYPE_CHECKING:
+    import numpy as np
     import onnx
+
+    Array = np.ndarray[Any, Any]
 
 LARGEST_MESSAGE = 2**31 - 2**20
 """Bytes of a protobuf message that every reader still takes; larger weights go beside the file."""
+
+PAGE = 4096
 
 LARGEST_SHAPE = 4096
 """Bytes of a constant whose values may still say the shape of something (the operand of Reshape)."""
@@ -103,8 +109,7 @@ def write_model(
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     weights = target.with_name(f"{target.name}.data")
-    written = [temporary] if small else [temporary, weights]
-    try:
+    with _whole_or_nothing([temporary] if small else [temporary, weights], target):
         if small:
             temporary.write_bytes(model.SerializeToString(deterministic=True))
         else:
@@ -113,24 +118,71 @@ def write_model(
             )
         onnx.checker.check_model(os.fspath(temporary), full_check=True)
         temporary.replace(target)
+    return signature_of(model)
+
+
+def write_streamed(
+    model: onnx.ModelProto, weights: Mapping[str, Array], path: str | os.PathLike[str]
+) -> Signature:
+    """Write `model` to `path` and `weights`, by the names of its constants, one by one to `path` + `.data`.
+
+    For models beyond what one message holds: no weight is copied, and one that is mapped from a file
+    is read as it is written. The constants named in `weights` come without their data in `model`.
+    Raises as `write_model` does.
+    """
+    import onnx
+
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    data = target.with_name(f"{target.name}.data")
+    with _whole_or_nothing([temporary, data], target):
+        with data.open("wb") as stream:
+            for tensor in model.graph.initializer:
+                if tensor.name in weights:
+                    _append(stream, tensor, weights[tensor.name], data.name)
+        _take_shapes(model, onnx.shape_inference.infer_shapes(model, data_prop=True))
+        _name_axes(model)
+        temporary.write_bytes(model.SerializeToString(deterministic=True))
+        onnx.checker.check_model(os.fspath(temporary), full_check=True)
+        temporary.replace(target)
+    return signature_of(model)
+
+
+@contextlib.contextmanager
+def _whole_or_nothing(written: list[Path], target: Path) -> Iterator[None]:
+    """Remove the files `written` so far where anything goes wrong, and say what."""
+    import onnx
+
+    done = False
+    try:
+        yield
+        done = True
     except OSError as error:
-        _remove(written)
-        raise OutputError(f"cannot write `{path}`: {error.strerror or error}") from error
+        raise OutputError(f"cannot write `{target}`: {error.strerror or error}") from error
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        _remove(written)
         reason = next((line for line in str(error).splitlines() if line.strip()), "no reason given")
         raise PluginError(
             f"the exporter wrote an ONNX model that onnx.checker rejects: {reason}"
         ) from error
-    except BaseException:
-        _remove(written)
-        raise
-    return signature_of(model)
+    finally:
+        if not done:
+            for path in written:
+                path.unlink(missing_ok=True)
 
 
-def _remove(paths: list[Path]) -> None:
-    for path in paths:
-        path.unlink(missing_ok=True)
+def _append(stream: BinaryIO, tensor: onnx.TensorProto, array: Array, location: str) -> None:
+    """Write `array` behind what is in `stream`, and say in `tensor` where it is."""
+    import numpy as np
+    import onnx
+
+    # aligned to pages, so that runtimes can map it
+    stream.write(bytes(-stream.tell() % PAGE))
+    offset = stream.tell()
+    little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+    stream.write(little.reshape(-1).view(np.uint8).data)
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in (("location", location), ("offset", offset), ("length", little.nbytes)):
+        tensor.external_data.add(key=key, value=str(value))
 
 
 def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:

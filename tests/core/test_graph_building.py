@@ -19,6 +19,12 @@ def run(model: onnx.ModelProto, **feed: np.ndarray) -> list[np.ndarray]:
     return list(session.run(None, feed))
 
 
+def model_of(build: GraphBuilder) -> onnx.ModelProto:
+    model, weights = build.model()
+    assert not weights
+    return model
+
+
 def request(output: Path, opset: int | None = None) -> ConvertRequest:
     return ConvertRequest(source=Source(location="/x", format="x"), output=str(output), opset=opset)
 
@@ -30,7 +36,7 @@ def test_nodes_carry_the_layer_that_made_them() -> None:
         y = build.add("MatMul", x, build.constant(np.eye(2, dtype=np.float32)))
         y = build.add("Relu", y)
     build.output("y", y, "float32", ["batch", 2])
-    model = build.model()
+    model = model_of(build)
     assert [node.name for node in model.graph.node] == ["dense1/MatMul", "dense1/Relu"]
     assert model.graph.node[-1].output == ["y"]
     (out,) = run(model, x=np.array([[1, -2]], np.float32))
@@ -47,7 +53,7 @@ def test_an_output_may_be_called_like_an_inner_value_an_input_or_another_output(
     build.output("again", a, "float32", [2])  # one value twice
     build.output("c", b, "float32", [2])
     one = np.array([1, 2], np.float32)
-    b_out, same, again, c = run(build.model(), x=one)
+    b_out, same, again, c = run(model_of(build), x=one)
     np.testing.assert_array_equal(b_out, -one)
     np.testing.assert_array_equal(same, one)
     np.testing.assert_array_equal(again, -one)
@@ -61,9 +67,9 @@ def test_swapped_output_names_stay_apart() -> None:
     b = build.add("Abs", x, name="b")
     build.output("a", b, "float32", [1])
     build.output("b", a, "float32", [1])
-    first, second = run(build.model(), x=np.array([-3], np.float32))
+    first, second = run(model_of(build), x=np.array([-3], np.float32))
     assert (first[0], second[0]) == (3, 3)
-    first, second = run(build.model(), x=np.array([3], np.float32))
+    first, second = run(model_of(build), x=np.array([3], np.float32))
     assert (first[0], second[0]) == (3, -3)
 
 
@@ -72,7 +78,7 @@ def test_unused_constants_are_not_written() -> None:
     x = build.input("x", "float32", [1])
     build.constant(np.zeros(1000, np.float32), "unused")
     build.output("y", build.add("Neg", x), "float32")
-    assert not build.model().graph.initializer
+    assert not model_of(build).graph.initializer
 
 
 def test_finish_reaches_the_opset_asked_for(tmp_path: Path) -> None:
@@ -84,3 +90,27 @@ def test_finish_reaches_the_opset_asked_for(tmp_path: Path) -> None:
     assert result.signature.outputs[0].shape == ("batch",)
     (out,) = run(onnx.load(tmp_path / "m.onnx"), x=np.ones((2, 3), np.float32))
     np.testing.assert_allclose(out, [1, 1])
+
+
+def test_large_weights_lie_beside_the_file_and_runtimes_find_them(tmp_path: Path) -> None:
+    path = tmp_path / "weights.bin"
+    values = np.random.default_rng(0).standard_normal((256, 300)).astype(np.float32)
+    values.tofile(path)
+    mapped = np.memmap(path, dtype=np.float32, mode="r", shape=(256, 300))
+    build = GraphBuilder("net")
+    x = build.input("x", "float32", ["batch", 256])
+    y = build.add("MatMul", x, build.constant(mapped, "w"))
+    small = build.constant(np.arange(300, dtype=np.float32), "b")
+    build.output("y", build.add("Add", y, small), "float32")
+    result = finish(build, request(tmp_path / "m.onnx", opset=18), largest=10_000)
+    assert result.signature.outputs[0].shape == ("batch", 300)
+    assert (tmp_path / "m.onnx").stat().st_size < 10_000
+    assert sorted(one.name for one in tmp_path.iterdir()) == [
+        "m.onnx",
+        "m.onnx.data",
+        "weights.bin",
+    ]
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+    one = np.ones((2, 256), np.float32)
+    (found,) = session.run(None, {"x": one})
+    np.testing.assert_allclose(found, one @ values + np.arange(300), rtol=1e-4, atol=1e-4)
