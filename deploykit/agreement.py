@@ -112,9 +112,12 @@ def _base_sizes(
         try:
             return sizes, (feed, reference.run(feed))
         except PluginError as error:
-            if not ones:
-                raise
             rejected = error
+    if not ones:
+        raise UsageError(
+            f"the source framework fails on random inputs: {rejected}",
+            hint="where the model needs inputs that make sense, give them with `--sample inputs.npz`",
+        ) from rejected
     tried = ", ".join(str(size) for size in ([*FALLBACK_SIZES, 1] if inner else [1]))
     raise UsageError(
         f"the source framework accepts none of the sizes tried for {', '.join(inner or ones)} "

@@ -102,9 +102,10 @@ def test_a_crash_of_the_reference_is_no_rejection() -> None:
         pairs(Crashes())
 
 
-def test_an_error_without_dynamic_axes_is_the_models_own() -> None:
-    with pytest.raises(PluginError, match="no kernel"):
+def test_a_model_that_takes_no_random_inputs_asks_for_real_ones() -> None:
+    with pytest.raises(UsageError, match="no kernel") as caught:
         pairs(Doubles(lambda _: False), TensorSpec(name="x", dtype="float32", shape=(2, 3)))
+    assert "--sample" in caught.value.hint
 
 
 @pytest.mark.parametrize("smallest", [1, 20, 224])

@@ -1,0 +1,131 @@
+"""Real models with golden inputs and outputs, and what an ONNX file makes of them.
+
+A model is a folder `FORMAT/NAME` with its files, `golden.npz` (arrays `in_KEY` and `out_KEY`) and
+`golden.json` (`framework`, and in `tensor_names` the model's own name of each key).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from deploykit.parity import Tolerance
+
+    Array = np.ndarray[Any, Any]
+
+# what converters do to names that ONNX tools take badly
+_UNSAFE = re.compile(r"[^A-Za-z0-9_.]+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GoldenModel:
+    """A folder with a model, what was fed to it, and what its own framework gave."""
+
+    folder: Path
+    framework: str
+    feed: dict[str, Array]
+    expected: dict[str, Array]
+
+    @property
+    def name(self) -> str:
+        return f"{self.folder.parent.name}/{self.folder.name}"
+
+    @property
+    def group(self) -> str:
+        """The name of the format, as the folders have it."""
+        return self.folder.parent.name
+
+    @property
+    def keras_backend(self) -> str | None:
+        """The backend that computed the golden outputs of a Keras 1 model, which does not say it."""
+        found = re.search(r"Keras 1\S*,? (?:with )?(theano|tensorflow|cntk)", self.framework, re.I)
+        return found[1].lower() if found else None
+
+
+def find(models: Path, wanted: tuple[str, ...] = ()) -> list[GoldenModel]:
+    """Return the models below `models` that have golden outputs, those in `wanted` or all.
+
+    `wanted` names formats (`caffe2`) or models (`caffe2/style_transfer_mosaic`).
+    """
+    found = []
+    for about in sorted(models.glob("*/*/golden.json")):
+        folder = about.parent
+        names = {folder.parent.name, f"{folder.parent.name}/{folder.name}"}
+        if not wanted or names & set(wanted):
+            found.append(read(folder))
+    return found
+
+
+def read(folder: Path) -> GoldenModel:
+    """Return the model in `folder`."""
+    from deploykit.tensors import read_tensors
+
+    about = json.loads((folder / "golden.json").read_text())
+    tensors = read_tensors(folder / "golden.npz")
+    feed, expected = (
+        {name: tensors[f"{side}_{key}"] for key, name in about["tensor_names"][side].items()}
+        for side in ("in", "out")
+    )
+    return GoldenModel(folder=folder, framework=about["framework"], feed=feed, expected=expected)
+
+
+def judge(path: Path, model: GoldenModel, tolerance: Tolerance) -> str:
+    """Return `right`, or how the ONNX file `path` fails: `wrong: …`, or that it does not run."""
+    import onnxruntime
+
+    from deploykit.parity import compare
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 2
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        inputs = {value.name: tuple(value.shape) for value in session.get_inputs()}
+        feed = paired(model.feed, inputs)
+        if missing := [name for name in inputs if name not in feed]:
+            return f"wrong: it wants inputs {', '.join(missing)} beyond {', '.join(model.feed)}"
+        names = [value.name for value in session.get_outputs()]
+        outputs = dict(zip(names, session.run(names, feed), strict=True))
+    except Exception as error:  # onnxruntime's classes have no common base but Exception
+        return f"does not run: {' '.join(str(error).split())[:200]}"
+    wanted = paired(model.expected, {name: array.shape for name, array in outputs.items()})
+    if len(wanted) < len(model.expected):
+        return f"wrong: outputs {', '.join(names)}, not {', '.join(model.expected)}"
+    found = {name: outputs[name] for name in wanted}
+    bad = [one for one in compare(wanted, found, tolerance) if not one.ok]
+    return f"wrong: {bad[0].output}: {bad[0].reason}" if bad else "right"
+
+
+def paired(tensors: Mapping[str, Array], shapes: Mapping[str, tuple[Any, ...]]) -> dict[str, Array]:
+    """Give `tensors` the names in `shapes`: equal but for `:0` and odd signs, else the only one of its shape.
+
+    What is left over on both sides pairs up where it is one of each.
+    """
+    found: dict[str, Array] = {}
+    left = dict(tensors)
+    for name in shapes:
+        key = next((one for one in left if _plain(one) == _plain(name)), None)
+        if key is not None:
+            found[name] = left.pop(key)
+    for name, shape in shapes.items():
+        fitting = [key for key, array in left.items() if _fits(array.shape, shape)]
+        if name not in found and len(fitting) == 1:
+            found[name] = left.pop(fitting[0])
+    return found
+
+
+def _plain(name: str) -> str:
+    return _UNSAFE.sub("_", name.removesuffix(":0")).strip("_").lower()
+
+
+def _fits(found: tuple[int, ...], shape: tuple[Any, ...]) -> bool:
+    return len(found) == len(shape) and all(
+        not isinstance(size, int) or size in (n, -1) for n, size in zip(found, shape, strict=True)
+    )
