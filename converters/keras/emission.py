@@ -1,0 +1,44 @@
+"""What the functions that emit layers share: tensors with their shapes, and the graph in the making."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from deploykit._plugins.converters.keras import activations
+from deploykit._plugins.converters.keras.reading import Layer
+
+from deploykit.graph_building import GraphBuilder
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor: its name in the graph and its shape, None where a size is dynamic (the batch first)."""
+
+    name: str
+    shape: tuple[int | None, ...]
+
+    @property
+    def rank(self) -> int:
+        return len(self.shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What a layer's function needs beside the layer: the graph, and whose arithmetic it is."""
+
+    build: GraphBuilder
+    backend: str
+    version: int
+
+    def value(self, name: str, shape: tuple[int | None, ...]) -> Value:
+        """Return a tensor of the graph with its shape."""
+        return Value(name, shape)
+
+    def activated(self, layer: Layer, x: Value, setting: str = "activation") -> Value:
+        """Append the activation that `layer` ends with."""
+        name = activations.name_of(layer.config.get(setting), layer.name, self.version)
+        return Value(activations.emit(self.build, name, x.name), x.shape)
+
+
+Emit = Callable[[Context, Layer, list[Value]], Value]

@@ -1,0 +1,159 @@
+"""Keras layers as ONNX nodes: a network is walked in the order of its calls."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from deploykit._plugins.converters.keras import (
+    backends,
+    convolutions,
+    merging,
+    recurrence,
+    shaping,
+)
+from deploykit._plugins.converters.keras.emission import Context, Emit, Value
+from deploykit._plugins.converters.keras.reading import KerasModel, Layer, Network, Ref
+
+from deploykit.errors import SourceError, UnsupportedError
+from deploykit.protocol import Dimension
+
+IDENTITY = (
+    "Dropout",
+    "SpatialDropout1D",
+    "SpatialDropout2D",
+    "SpatialDropout3D",
+    "GaussianNoise",
+    "GaussianDropout",
+    "AlphaDropout",
+    "ActivityRegularization",
+)
+"""Layers that do nothing at inference."""
+
+
+def layers() -> dict[str, Emit]:
+    """Return the function of every layer that can be converted, by class."""
+    return {
+        **dict.fromkeys(IDENTITY, _identity),
+        **convolutions.EMIT,
+        **merging.EMIT,
+        **recurrence.EMIT,
+        **shaping.EMIT,
+    }
+
+
+def emit_network(context: Context, network: Network, inputs: list[Value]) -> list[Value]:
+    """Append the layers of `network` and return its outputs."""
+    known = layers()
+    values: dict[Ref, Value] = dict(zip(network.inputs, inputs, strict=True))
+    waiting = [(layer, node) for layer in network.layers for node in range(len(layer.calls))]
+    while waiting:
+        rest = []
+        for layer, node in waiting:
+            call = layer.calls[node]
+            if (layer.name, node, 0) in values:
+                continue
+            if not all(ref in values for ref in call):
+                rest.append((layer, node))
+                continue
+            given = [values[ref] for ref in call]
+            with context.build.layer(layer.name):
+                if layer.inner is not None:
+                    found = emit_network(context, layer.inner, given)
+                else:
+                    found = [known[layer.kind](context, layer, given)]
+            values |= {(layer.name, node, at): value for at, value in enumerate(found)}
+        if len(rest) == len(waiting):
+            names = ", ".join(f"`{layer.name}`" for layer, _ in rest[:5])
+            if all(ref in values for ref in network.outputs):
+                break  # a shared layer's other calls belong to another model
+            raise SourceError(f"the layers {names} read what no layer makes")
+        waiting = rest
+    missing = [ref for ref in network.outputs if ref not in values]
+    if missing:
+        raise SourceError(f"nothing makes the output {missing[0]}")
+    return [values[ref] for ref in network.outputs]
+
+
+def refuse(model: KerasModel) -> None:
+    """Raise UnsupportedError that names every layer that cannot be converted."""
+    known = layers()
+    wrong: dict[str, str] = {}
+    masks: list[str] = []
+    stack = [model.network]
+    while stack:
+        for layer in stack.pop().layers:
+            kinds = [layer.kind] if layer.inner is None else []
+            if "inner_kind" in layer.config:
+                kinds.append(str(layer.config["inner_kind"]))
+            for kind in kinds:
+                if kind not in known and kind != "InputLayer":
+                    wrong[layer.name] = kind
+            if layer.inner is not None:
+                stack.append(layer.inner)
+            if layer.kind == "Embedding" and layer.config.get("mask_zero"):
+                masks.append(layer.name)
+    if wrong:
+        named = ", ".join(f"{kind} (`{name}`)" for name, kind in wrong.items())
+        hint = "replace them by layers of Keras' own and save the model again"
+        if "Lambda" in wrong.values():
+            hint = (
+                "a Lambda layer is Python code of its author's machine, which --trust cannot move; "
+                + hint
+            )
+        raise UnsupportedError(
+            f"no ONNX form for the layers {named}",
+            operators=tuple(dict.fromkeys(wrong.values())),
+            hint=hint,
+        )
+    if masks:
+        raise UnsupportedError(
+            f"the layer `{masks[0]}` masks padded steps, which is not supported",
+            operators=("Embedding(mask_zero)",),
+            hint="where no input is padded, save the model with `mask_zero=False`",
+        )
+
+
+def check_backend(model: KerasModel) -> None:
+    """Raise UnsupportedError where the result depends on a backend that the file does not say."""
+    if model.backend is not None:
+        return
+    stack = [model.network]
+    while stack:
+        for layer in stack.pop().layers:
+            if layer.inner is not None:
+                stack.append(layer.inner)
+            kinds = (layer.kind, layer.config.get("inner_kind"))
+            config = layer.config.get("inner_config", layer.config)
+            padded = config.get("padding") == "same"
+            if any(k in backends.DIFFERING or (k in backends.PADDED and padded) for k in kinds):
+                raise UnsupportedError(
+                    f"`{model.path.name}` does not say which backend it was trained with, and the "
+                    f"result of `{layer.name}` ({layer.kind}) depends on it",
+                    hint="say it: `--keras-backend theano`, `tensorflow` or `cntk`",
+                )
+
+
+def input_specs(network: Network) -> list[tuple[str, str, tuple[Dimension, ...]]]:
+    """Return name, dtype and shape of the inputs. Raises UnsupportedError where a rank is unknown."""
+    found = []
+    by_name = {layer.name: layer for layer in network.layers}
+    for name, _, _ in network.inputs:
+        layer = by_name[name]
+        while layer.inner is not None:
+            layer = {one.name: one for one in layer.inner.layers}[layer.inner.inputs[0][0]]
+        shape = layer.config.get("batch_input_shape") or layer.config.get("batch_shape")
+        if shape is None:
+            raise UnsupportedError(
+                f"the file does not say the shape of the input `{name}`",
+                hint=f"give it: `--input '{name}:float32[batch,...]'`",
+            )
+        dtype = layer.config.get("dtype") or layer.config.get("input_dtype") or "float32"
+        if not isinstance(dtype, str):
+            dtype = "float32"
+        sizes: list[Dimension] = [None if size is None else int(size) for size in shape]
+        found.append((name, dtype, tuple(sizes)))
+    return found
+
+
+def _identity(_context: Context, _layer: Layer, inputs: list[Any]) -> Any:
+    return inputs[0]

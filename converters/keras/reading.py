@@ -1,0 +1,462 @@
+"""Keras files read without Keras: HDF5 of Keras 1 and 2, `.keras` archives, JSON with weights apart.
+
+Formats: `keras/engine/topology.py` of Keras 1.2 and 2.0 (`save_weights_to_hdf5_group`), and
+`keras/src/saving/saving_lib.py` of Keras 3. Nothing in a file is executed: marshalled code of Lambda
+layers stays where it is.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deploykit._plugins.converters.keras.dialects import modern
+
+from deploykit.errors import SourceError, UnsupportedError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Array = np.ndarray[Any, Any]
+
+LARGEST_CONFIG = 256 << 20
+LARGEST_RATIO = 200
+"""Of a compressed member of an archive to what it says it holds; more is a bomb."""
+
+Ref = tuple[str, int, int]
+"""The output `tensor` of the call number `node` of the layer `name`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """A layer in the words of Keras 2: `calls` are the inputs of each of its calls."""
+
+    name: str
+    kind: str
+    config: Mapping[str, Any]
+    calls: tuple[tuple[Ref, ...], ...] = ()
+    weights: Mapping[str, Array] = field(default_factory=dict)
+    inner: Network | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """Layers and what goes in and out; the order of layers is that of the file."""
+
+    name: str
+    layers: tuple[Layer, ...]
+    inputs: tuple[Ref, ...]
+    outputs: tuple[Ref, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class KerasModel:
+    """A model file: `backend` is None where a file of Keras 1 does not say it."""
+
+    path: Path
+    version: int
+    backend: str | None
+    network: Network
+
+
+def read(location: str, format: str, options: Mapping[str, str]) -> KerasModel:
+    """Read the model at `location`.
+
+    Raises SourceError where it is damaged or its weights are missing, UnsupportedError where it is
+    of a kind that is not a graph of layers (a subclassed model).
+    """
+    path = Path(location)
+    try:
+        if format == "keras/v3":
+            return _archive(path)
+        if format == "keras/json":
+            return _apart(path, options)
+        return _hdf5(path)
+    except (KeyError, ValueError, TypeError, IndexError, AttributeError, OSError) as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            raise SourceError(f"cannot read `{path}`: {error.strerror}") from error
+        raise _damaged(path, error) from error
+    except (RecursionError, RuntimeError, zipfile.BadZipFile, OverflowError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> SourceError:
+    return SourceError(
+        f"`{path}` is a damaged Keras model: {type(error).__name__}: {error}"[:400],
+        hint="save it again with `model.save`",
+    )
+
+
+# ---- the three containers
+
+
+def _hdf5(path: Path) -> KerasModel:
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        written = file.attrs.get("model_config")
+        if written is None:
+            raise SourceError(
+                f"`{path}` holds weights and no architecture",
+                hint="name the architecture's JSON instead, with the weights beside it",
+            )
+        config = _document(_text(written))
+        group = file["model_weights"] if "model_weights" in file else file
+        version, backend = _said(file.attrs, group.attrs, config)
+        return _model(path, config, version, backend, _Groups(group, version))
+
+
+def _apart(path: Path, options: Mapping[str, str]) -> KerasModel:
+    import h5py
+
+    if path.stat().st_size > LARGEST_CONFIG:
+        raise SourceError(f"`{path}` is too large for a Keras configuration")
+    config = _document(path.read_text(encoding="utf-8"))
+    weights = Path(options["weights"]) if "weights" in options else _weights_beside(path)
+    with h5py.File(weights, "r") as file:
+        group = file["model_weights"] if "model_weights" in file else file
+        version, backend = _said(file.attrs, group.attrs, config)
+        if "layer_names" not in group.attrs:
+            return _model(path, config, 3, "tensorflow", _Paths(file, config))
+        return _model(path, config, version, backend, _Groups(group, version))
+
+
+def _weights_beside(path: Path) -> Path:
+    found = []
+    for candidate in sorted([*path.parent.glob("*.h5"), *path.parent.glob("*.hdf5")]):
+        content = candidate.read_bytes()[: 1 << 26]
+        if b"layer_names" in content and b"model_config" not in content:
+            found.append(candidate)
+    if len(found) != 1:
+        names = ", ".join(f"`{one.name}`" for one in found) or "none"
+        raise SourceError(
+            f"which weights belong to `{path}` is not clear: {names} beside it",
+            hint="name them: `--set weights=FILE.h5`",
+        )
+    return found[0]
+
+
+def _archive(path: Path) -> KerasModel:
+    import h5py
+
+    with zipfile.ZipFile(path) as archive:
+        config = _document(_member(archive, "config.json").decode("utf-8"))
+        metadata = _document(_member(archive, "metadata.json").decode("utf-8"))
+        content = _member(archive, "model.weights.h5")
+    version = 3 if str(metadata.get("keras_version", "3"))[:1] == "3" else 2
+    with h5py.File(io.BytesIO(content), "r") as file:
+        return _model(path, config, version, "tensorflow", _Paths(file, config))
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> bytes:
+    try:
+        info = archive.getinfo(name)
+    except KeyError:
+        raise SourceError(f"`{archive.filename}` has no `{name}`") from None
+    if info.file_size > max(LARGEST_CONFIG, LARGEST_RATIO * info.compress_size):
+        raise SourceError(f"`{name}` in `{archive.filename}` says it is {info.file_size} bytes")
+    return archive.read(info)
+
+
+def _document(text: str) -> dict[str, Any]:
+    document = json.loads(text)
+    if not isinstance(document, dict):
+        raise ValueError("the configuration is no object")
+    return document
+
+
+def _said(
+    file: Mapping[str, Any], group: Mapping[str, Any], config: Mapping[str, Any]
+) -> tuple[int, str | None]:
+    """Return the version of Keras and the backend that wrote the file, as far as it says."""
+    version = next(
+        (
+            _text(one["keras_version"])
+            for one in (file, group, config)
+            if one.get("keras_version") is not None
+        ),
+        "1",
+    )
+    backend = next(
+        (_text(one["backend"]) for one in (file, group, config) if one.get("backend") is not None),
+        None,
+    )
+    return int(version.split(".")[0]), backend
+
+
+def _text(value: Any) -> str:
+    return value.decode("utf-8") if isinstance(value, bytes) else str(value)
+
+
+# ---- weights
+
+
+class _Groups:
+    """Weights of HDF5 files: a group per layer, whose attribute lists the names in order."""
+
+    def __init__(self, group: Any, version: int) -> None:
+        self._group = group
+        self._used: set[str] = set()
+        self._names = [_text(name) for name in _listed(group.attrs, "layer_names")]
+
+    def of(self, layer: str, kind: str) -> dict[str, Array]:  # noqa: ARG002
+        if layer not in self._names:
+            return {}
+        group = self._group[layer]
+        return {
+            _text(name): _array(group[_text(name)]) for name in _listed(group.attrs, "weight_names")
+        }
+
+    def nested(self, layer: str) -> _Groups:
+        """Return where the weights of a model within the model are: flat, under its own name."""
+        return _Nested(self.of(layer, ""))
+
+
+class _Nested(_Groups):
+    """The weights of a model within a model lie in one list, layer after layer."""
+
+    def __init__(self, weights: dict[str, Array]) -> None:
+        self._weights = weights
+
+    def of(self, layer: str, kind: str) -> dict[str, Array]:  # noqa: ARG002
+        # Keras 2 names a weight after its layer: `conv2d_1/kernel:0`, Keras 1 `conv2d_1_W`
+        pattern = re.compile(rf"(?:^|/){re.escape(layer)}(?:_\d+)?[/_]")
+        exact = re.compile(rf"(?:^|/){re.escape(layer)}/|^{re.escape(layer)}_[A-Za-z]")
+        own = {name: value for name, value in self._weights.items() if exact.search(name)}
+        return own or {name: value for name, value in self._weights.items() if pattern.search(name)}
+
+    def nested(self, layer: str) -> _Groups:
+        return _Nested(self.of(layer, "") or self._weights)
+
+
+class _Paths(_Groups):
+    """Weights of `.keras` archives: by class and number, `layers/conv2d_1/vars/0`."""
+
+    def __init__(self, group: Any, config: Mapping[str, Any], prefix: str = "") -> None:
+        self._file = group
+        base = next(
+            (one for one in ("layers", "_layer_checkpoint_dependencies") if prefix + one in group),
+            "layers",
+        )
+        self._base = prefix + base
+        counts: dict[str, int] = {}
+        self._places: dict[str, str] = {}
+        for layer in _layer_list(config):
+            inner = layer.get("config", {})
+            name = str(layer.get("name") or inner.get("name"))
+            snake = _snake(str(layer["class_name"]))
+            number = counts.get(snake, 0)
+            counts[snake] = number + 1
+            places = (f"{snake}_{number}" if number else snake, name)
+            self._places[name] = next(
+                (one for one in places if f"{self._base}/{one}" in group), places[0]
+            )
+        self._config = {
+            str(layer.get("name") or layer["config"].get("name")): layer
+            for layer in _layer_list(config)
+        }
+
+    def of(self, layer: str, kind: str) -> dict[str, Array]:  # noqa: ARG002
+        place = f"{self._base}/{self._places.get(layer, layer)}"
+        if place not in self._file:
+            return {}
+        return {name: _array(value) for name, value in _datasets(self._file[place])}
+
+    def nested(self, layer: str) -> _Groups:
+        place = f"{self._base}/{self._places.get(layer, layer)}/"
+        return _Paths(self._file, self._config[layer], place)
+
+
+def _snake(name: str) -> str:
+    """Return a class name as Keras 3 writes it in paths (`keras/src/utils/naming.py`)."""
+    name = re.sub(r"\W+", "", name)
+    name = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", name)
+    return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
+
+
+def _datasets(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    import h5py
+
+    # forward before backward, cell before what wraps it, `10` after `9`
+    order = {"forward_layer": "0", "backward_layer": "1"}
+    for key in sorted(group, key=lambda key: (order.get(key, key), len(key), key)):
+        if isinstance(group[key], h5py.Dataset):
+            yield prefix + key, group[key]
+        elif key not in ("seed_generator", "_seed_generator"):
+            yield from _datasets(group[key], f"{prefix}{key}/")
+
+
+def _array(dataset: Any) -> Array:
+    import numpy as np
+
+    if dataset.dtype.kind not in "fiub":
+        raise ValueError(f"weights of dtype {dataset.dtype}")
+    if dataset.nbytes > dataset.file.id.get_filesize() * LARGEST_RATIO:
+        raise ValueError(f"weights of {dataset.nbytes} bytes in a smaller file")
+    return np.asarray(dataset[()])
+
+
+def _listed(attributes: Any, name: str) -> list[Any]:
+    """Return a list of names; where it is too long for one attribute it goes on in `name0`, `name1`."""
+    if name in attributes:
+        return list(attributes[name])
+    found: list[Any] = []
+    number = 0
+    while f"{name}{number}" in attributes:
+        found += list(attributes[f"{name}{number}"])
+        number += 1
+    return found
+
+
+# ---- the graph
+
+
+def _model(
+    path: Path, config: dict[str, Any], version: int, backend: str | None, weights: _Groups
+) -> KerasModel:
+    if version >= 2 and backend is None:
+        backend = "tensorflow"
+    network = _network(config, version, weights)
+    return KerasModel(path=path, version=version, backend=backend, network=network)
+
+
+def _layer_list(config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    inner = config.get("config")
+    layers = inner.get("layers") if isinstance(inner, dict) else inner
+    if not isinstance(layers, list):
+        raise UnsupportedError(
+            f"the model is a {config.get('class_name')}, which is code and no graph of layers",
+            hint="export it as a TensorFlow SavedModel (`model.export`) and convert that",
+        )
+    return layers
+
+
+def _network(config: Mapping[str, Any], version: int, weights: _Groups) -> Network:
+    inner = config["config"]
+    name = str(inner.get("name", "model")) if isinstance(inner, dict) else "model"
+    layers = _layer_list(config)
+    if config["class_name"] == "Sequential":
+        return _sequential(name, layers, version, weights)
+    made = tuple(_layer(layer, version, weights, _calls(layer)) for layer in layers)
+    return Network(
+        name=name,
+        layers=made,
+        inputs=_refs(inner["input_layers"]),
+        outputs=_refs(inner["output_layers"]),
+    )
+
+
+def _sequential(name: str, layers: list[dict[str, Any]], version: int, weights: _Groups) -> Network:
+    made: list[Layer] = []
+    previous: Ref | None = None
+    for layer in layers:
+        config = layer["config"]
+        if previous is None and layer["class_name"] != "InputLayer":
+            if layer["class_name"] == "Merge":
+                raise UnsupportedError(
+                    "a Sequential model that begins with a Merge layer is not supported",
+                    hint="rebuild it with the functional API and save it again",
+                )
+            first = layer
+            while _is_model(first) and _layer_list(first):
+                first = _layer_list(first)[0]
+            made.append(_first_input(first, str(config_name(layer)), version))
+            previous = (made[0].name, 0, 0)
+        calls = () if previous is None else ((previous,),)
+        made.append(_layer(layer, version, weights, calls))
+        previous = (made[-1].name, 0, 0)
+    if previous is None or not made:
+        raise ValueError("a model without layers")
+    return Network(
+        name=name, layers=tuple(made), inputs=((made[0].name, 0, 0),), outputs=(previous,)
+    )
+
+
+def config_name(layer: Mapping[str, Any]) -> str:
+    """Return the name of a layer: beside or within its configuration."""
+    config = layer.get("config")
+    inner = config.get("name") if isinstance(config, dict) else None
+    return str(layer.get("name") or inner or layer["class_name"].lower())
+
+
+def _first_input(layer: Mapping[str, Any], name: str, version: int) -> Layer:
+    config = layer["config"]
+    shape = config.get("batch_input_shape") or config.get("batch_shape")
+    if shape is None and config.get("input_dim") is not None:
+        rest = [config.get("input_length")] if "input_length" in config else []
+        shape = [None, *rest, config["input_dim"]]
+    if shape is None and isinstance(layer.get("build_config"), dict):
+        shape = layer["build_config"].get("input_shape")
+    dtype = config.get("input_dtype") or config.get("dtype") or "float32"
+    if layer["class_name"] == "Embedding":
+        dtype = "int32" if version == 1 else "float32"
+    return Layer(
+        name=f"{name}_input",
+        kind="InputLayer",
+        config={
+            "batch_input_shape": shape,
+            "dtype": dtype if isinstance(dtype, str) else "float32",
+        },
+    )
+
+
+def _is_model(layer: Mapping[str, Any]) -> bool:
+    return layer["class_name"] in ("Sequential", "Model", "Functional")
+
+
+def _layer(
+    layer: Mapping[str, Any], version: int, weights: _Groups, calls: tuple[tuple[Ref, ...], ...]
+) -> Layer:
+    name = config_name(layer)
+    if _is_model(layer):
+        network = _network(layer, version, weights.nested(name))
+        return Layer(name=name, kind="Network", config={}, calls=calls, inner=network)
+    own = weights.of(name, str(layer["class_name"]))
+    kind, config, values = modern(str(layer["class_name"]), dict(layer["config"]), own, version)
+    return Layer(name=name, kind=kind, config=config, calls=calls, weights=values)
+
+
+def _refs(entries: Any) -> tuple[Ref, ...]:
+    if entries and isinstance(entries[0], str):
+        entries = [entries]  # Keras 3 writes a single one without a list around it
+    if isinstance(entries, dict):
+        entries = list(entries.values())
+    return tuple((str(name), int(node), int(tensor)) for name, node, tensor in entries)
+
+
+def _calls(layer: Mapping[str, Any]) -> tuple[tuple[Ref, ...], ...]:
+    calls = []
+    for node in layer.get("inbound_nodes") or []:
+        if isinstance(node, dict):
+            calls.append(tuple(_tensors([node.get("args"), node.get("kwargs")])))
+            continue
+        if node and isinstance(node[0], str):
+            node = [node]
+        extra = [part for entry in node for part in entry[3:] if part]
+        if any(_tensors(extra)) or any(isinstance(v, list) for one in extra for v in one.values()):
+            raise UnsupportedError(
+                f"layer `{config_name(layer)}` is called with further tensors by keyword",
+                operators=(str(layer["class_name"]),),
+            )
+        calls.append(tuple((str(e[0]), int(e[1]), int(e[2])) for e in node))
+    return tuple(calls)
+
+
+def _tensors(value: Any) -> Iterator[Ref]:
+    """Yield the tensors among the arguments of a call in a file of Keras 3, in order."""
+    if isinstance(value, dict):
+        if value.get("class_name") == "__keras_tensor__":
+            name, node, tensor = value["config"]["keras_history"]
+            yield str(name), int(node), int(tensor)
+        else:
+            for one in value.values():
+                yield from _tensors(one)
+    elif isinstance(value, list):
+        for one in value:
+            yield from _tensors(one)

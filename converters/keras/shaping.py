@@ -1,0 +1,330 @@
+"""Keras layers that compute element by element, look up, or change shapes, in ONNX."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from deploykit._plugins.converters.keras.convolutions import is_first, spread
+from deploykit._plugins.converters.keras.emission import Context, Emit, Value
+from deploykit._plugins.converters.keras.reading import Layer
+
+from deploykit.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Array = np.ndarray[Any, Any]
+
+
+def _dense(context: Context, layer: Layer, inputs: list[Value]) -> Value:
+    build, x = context.build, inputs[0]
+    kernel = layer.weights["kernel"]
+    name = build.add("MatMul", x.name, build.constant(kernel))
+    if "bias" in layer.weights:
+        name = build.add("Add", name, build.constant(layer.weights["bias"]))
+    return context.activated(layer, Value(name, (*x.shape[:-1], kernel.shape[1])))
+
+
+def _activation(context: Context, layer: Layer, inputs: list[Value]) -> Value:
+    return context.activated(layer, inputs[0])
+
+
+def _flatten(context: Context, layer: Layer, inputs: list[Value]) -> Value:
+    build, x = context.build, inputs[0]
+    name = x.name
+    # since Keras 2.2 the layer knows its layout, and gives the order of channels last
+    if is_first(layer) and x.rank > 2:
+        name = build.add("Transpose", name, perm=[0, *range(2, x.rank), 1])
+    inner = x.shape[1:]
+    total = None if None in inner else math.prod(size for size in inner if size is not None)
+    return Value(build.add("Flatten", name, axis=1), (x.shape[0], total))
+
+
+def _reshape(context: Context, layer: Layer, inputs: list[Value]) -> Value:
+    x = inputs[0]
+    target = [int(size) for size in layer.config["target_shape"]]
+    inner = x.shape[1:]
+    sizes: list[int | None] = [None if size == -1 else size for size in target]
+    if -1 in target and None not in inner:
+        total = math.prod(size for size in inner if size is not None)
+        known = math.prod(size for size in target if size != -1)
+        sizes = [total // max(known, 1) if size is None else size for size in sizes]
+    # a zero keeps the batch; the unknown one, if any, is among the rest
+    name = context.build.add("Reshape", x.name, context.build.shape_constant([0, *target]))
+    return Value(name, (x.shape[0], *sizes))
+
+
+def _permute(context: Context, layer: Layer, inputs: list[Value]) -> Value:
+    x = inputs[0]
+    order = [0, *(int(axis) for axis in layer.config["dims"])]
+    name = context.build.add("Transpose", x.name, perm=order)
+    return Value(name, tuple(x.shape[axis] for axis in order))
+
+
+def _repeat(context: Context, layer: Layer, inputs: list[Value]) -> Value:
+    build, x = context.build, inputs[0]
+    count = int(layer.config["n"])
+    name = build.add("Unsqueeze", x.name, build.shape_constant([1]))
+    name = build.add("Tile", name, build.shape_constant([1, count, 1]))
+    return Value(name, (x.shape[0], count, x.shape[1]))
+
+
+def _pairs(value: Any, rank: int) -> list[tuple[int, int]]:
+    """Return the padding or cropping of each axis: one number, one for each, or a pair for each."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, int):
+        return [(value, value)] * rank
+    if rank == 1 and len(value) == 2 and isinstance(value[0], int):
+        return [(int(value[0]), int(value[1]))]
+    if rank == 2 and len(value) == 4:  # Keras 1: top, bottom, left, right
+        return [(int(value[0]), int(value[1])), (int(value[2]), int(value[3]))]
+    return [
+        (int(one), int(one)) if isinstance(one, int) else (int(one[0]), int(one[1]))
+        for one in value
+    ]
+
+
+def _space(layer: Layer, x: Value) -> range:
+    return range(2, x.rank) if is_first(layer) else range(1, x.rank - 1)
+
+
+def _zero_padding(rank: int) -> Emit:
+    def emit(context: Context, layer: Layer, inputs: list[Value]) -> Value:
+        x = inputs[0]
+        before, after, shape = [0] * x.rank, [0] * x.rank, list(x.shape)
+        space = range(1, 2) if rank == 1 else _space(layer, x)
+        for axis, (a, b) in zip(space, _pairs(layer.config["padding"], rank), strict=True):
+            before[axis], after[axis] = a, b
+            size = shape[axis]
+            shape[axis] = None if size is None else size + a + b
+        pads = context.build.shape_constant([*before, *after])
+        return Value(context.build.add("Pad", x.name, pads), tuple(shape))
+
+    return emit
+
+
+def _cropping(rank: int) -> Emit:
+    def emit(context: Context, layer: Layer, inputs: list[Value]) -> Value:
+        build, x = context.build, inputs[0]
+        shape = list(x.shape)
+        space = range(1, 2) if rank == 1 else _space(layer, x)
+        pairs = _pairs(layer.config["cropping"], rank)
+        for axis, (a, b) in zip(space, pairs, strict=True):
+            size = shape[axis]
+            shape[axis] = None if size is None else size - a - b
+        starts = build.shape_constant([a for a, _ in pairs])
+        ends = build.shape_constant([-b if b else 2**31 - 1 for _, b in pairs])
+        name = build.add("Slice", x.name, starts, ends, build.shape_constant(list(space)))
+        return Value(name, tuple(shape))
+
+    return emit
+
+
+def _upsampling(rank: int) -> Emit:
+    def emit(context: Context, layer: Layer, inputs: list[Value]) -> Value:
+        build, x = context.build, inputs[0]
+        how = layer.config.get("interpolation", "nearest")
+        space = range(1, 2) if rank == 1 else _space(layer, x)
+        sizes = spread(layer.config.get("size", 2), rank)
+        if how not in ("nearest", "bilinear") or (how == "bilinear" and context.version < 2):
+            raise UnsupportedError(
+                f"layer `{layer.name}` interpolates in a way called `{how}`",
+                operators=(layer.kind,),
+            )
+        scales, shape = [1.0] * x.rank, list(x.shape)
+        for axis, factor in zip(space, sizes, strict=True):
+            scales[axis] = float(factor)
+            size = shape[axis]
+            shape[axis] = None if size is None else size * factor
+        nearest = how == "nearest"
+        name = build.add(
+            "Resize",
+            x.name,
+            "",
+            build.constant(scales, dtype="float32"),
+            mode="nearest" if nearest else "linear",
+            coordinate_transformation_mode="asymmetric" if nearest else "half_pixel",
+            nearest_mode="floor" if nearest else None,
+        )
+        return Value(name, tuple(shape))
+
+    return emit
+
+
+def _along(values: Array, rank: int, axis: int) -> Array:
+    """Return `values` of one axis so that they broadcast over tensors of `rank`."""
+    shape = [1] * rank
+    shape[axis] = -1
+    return values.reshape(shape)
+
+
+def _batch_normalisation(context: Context, layer: Layer, inputs: list[Value]) -> Value:
+    import numpy as np
+
+    build, x = context.build, inputs[0]
+    config, weights = layer.config, layer.weights
+    if config.get("mode", 0) == 1:
+        raise UnsupportedError(
+            f"layer `{layer.name}` normalises each sample (mode 1)",
+            operators=("BatchNormalization",),
+        )
+    axis = config.get("axis", -1)
+    axis = int(axis[0] if isinstance(axis, list) else axis) % x.rank
+    if config.get("mode", 0) == 2:
+        axis = x.rank - 1
+    # in float64, so that folding the four costs no accuracy
+    scale = 1 / np.sqrt(weights["variance"].astype(np.float64) + float(config.get("epsilon", 1e-3)))
+    scale = scale * weights["gamma"] if "gamma" in weights else scale
+    shift = -weights["mean"].astype(np.float64) * scale
+    shift = shift + weights["beta"] if "beta" in weights else shift
+    dtype = weights["mean"].dtype
+    factor = build.constant(_along(scale, x.rank, axis).astype(dtype))
+    term = build.constant(_along(shift, x.rank, axis).astype(dtype))
+    return Value(build.add("Add", build.add("Mul", x.name, factor), term), x.shape)
+
+
+def _layer_normalisation(context: Context, layer: Layer, inputs: list[Value]) -> Value:
+    import numpy as np
+
+    build, x = context.build, inputs[0]
+    axis = layer.config.get("axis", -1)
+    axes = [int(one) % x.rank for one in (axis if isinstance(axis, list) else [axis])]
+    if axes != [x.rank - 1]:
+        raise UnsupportedError(
+            f"layer `{layer.name}` normalises other axes than the last", operators=(layer.kind,)
+        )
+    size = next(iter(layer.weights.values())).shape if layer.weights else (x.shape[-1],)
+    scale = layer.weights.get("gamma", np.ones(size, np.float32))
+    shift = layer.weights.get("beta", np.zeros(size, np.float32))
+    name = build.add(
+        "LayerNormalization",
+        x.name,
+        build.constant(scale),
+        build.constant(shift),
+        axis=-1,
+        epsilon=float(layer.config.get("epsilon", 1e-3)),
+    )
+    return Value(name, x.shape)
+
+
+def _embedding(context: Context, layer: Layer, inputs: list[Value]) -> Value:
+    build, x = context.build, inputs[0]
+    table = layer.weights["table"]
+    index = build.add("Cast", x.name, to=6)  # int32, as all backends cast
+    name = build.add("Gather", build.constant(table), index, axis=0)
+    return Value(name, (*x.shape, table.shape[1]))
+
+
+def _leaky(context: Context, layer: Layer, inputs: list[Value]) -> Value:
+    slope = layer.config.get("alpha", layer.config.get("negative_slope", 0.3))
+    return Value(
+        context.build.add("LeakyRelu", inputs[0].name, alpha=float(slope)), inputs[0].shape
+    )
+
+
+def _elu(context: Context, layer: Layer, inputs: list[Value]) -> Value:
+    alpha = float(layer.config.get("alpha", 1.0))
+    return Value(context.build.add("Elu", inputs[0].name, alpha=alpha), inputs[0].shape)
+
+
+def _thresholded(context: Context, layer: Layer, inputs: list[Value]) -> Value:
+    theta = float(layer.config.get("theta", 1.0))
+    return Value(context.build.add("ThresholdedRelu", inputs[0].name, alpha=theta), inputs[0].shape)
+
+
+def _prelu(context: Context, layer: Layer, inputs: list[Value]) -> Value:
+    slope = context.build.constant(layer.weights["alpha"])
+    return Value(context.build.add("PRelu", inputs[0].name, slope), inputs[0].shape)
+
+
+def _relu(context: Context, layer: Layer, inputs: list[Value]) -> Value:
+    build, x, config = context.build, inputs[0], layer.config
+    slope = float(config.get("negative_slope") or 0)
+    largest, threshold = config.get("max_value"), float(config.get("threshold") or 0)
+    if threshold:
+        raise UnsupportedError(
+            f"layer `{layer.name}` has a threshold, which is not supported", operators=("ReLU",)
+        )
+    name = build.add("LeakyRelu", x.name, alpha=slope) if slope else build.add("Relu", x.name)
+    if largest is not None:
+        name = build.add("Min", name, build.constant(float(largest)))
+    return Value(name, x.shape)
+
+
+def _softmax(context: Context, layer: Layer, inputs: list[Value]) -> Value:
+    axis = layer.config.get("axis", -1)
+    axis = int(axis[0] if isinstance(axis, list) and len(axis) == 1 else axis)
+    return Value(context.build.add("Softmax", inputs[0].name, axis=axis), inputs[0].shape)
+
+
+def _normalisation(context: Context, layer: Layer, inputs: list[Value]) -> Value:
+    import numpy as np
+
+    build, x = context.build, inputs[0]
+    mean = layer.weights.get("mean", layer.config.get("mean"))
+    variance = layer.weights.get("variance", layer.config.get("variance"))
+    if (
+        mean is None
+        or variance is None
+        or layer.config.get("axis", -1) not in (-1, [-1], x.rank - 1)
+    ):
+        raise UnsupportedError(
+            f"layer `{layer.name}` normalises in a way that is not supported",
+            operators=("Normalization",),
+        )
+    spreading = np.maximum(np.sqrt(np.asarray(variance, np.float32)), 1e-7).astype(np.float32)
+    name = build.add("Sub", x.name, build.constant(np.asarray(mean, np.float32)))
+    return Value(build.add("Div", name, build.constant(spreading)), x.shape)
+
+
+def _rescaling(context: Context, layer: Layer, inputs: list[Value]) -> Value:
+    import numpy as np
+
+    build, x = context.build, inputs[0]
+    scale = np.asarray(layer.config.get("scale", 1.0), np.float32)
+    offset = np.asarray(layer.config.get("offset", 0.0), np.float32)
+    name = build.add("Mul", x.name, build.constant(scale))
+    return Value(build.add("Add", name, build.constant(offset)), x.shape)
+
+
+def _time_distributed(context: Context, layer: Layer, inputs: list[Value]) -> Value:
+    kind = str(layer.config["inner_kind"])
+    pointwise = {"Dense": _dense, "Activation": _activation, "BatchNormalization": None}
+    emit = pointwise.get(kind)
+    if emit is None:
+        raise UnsupportedError(
+            f"layer `{layer.name}` repeats a {kind} over time, which is not supported",
+            operators=(f"TimeDistributed({kind})",),
+        )
+    inner = Layer(
+        name=layer.name, kind=kind, config=layer.config["inner_config"], weights=layer.weights
+    )
+    return emit(context, inner, inputs)
+
+
+EMIT: dict[str, Emit] = {
+    "Dense": _dense,
+    "TimeDistributedDense": _dense,
+    "Activation": _activation,
+    "Flatten": _flatten,
+    "Reshape": _reshape,
+    "Permute": _permute,
+    "RepeatVector": _repeat,
+    **{f"ZeroPadding{rank}D": _zero_padding(rank) for rank in (1, 2, 3)},
+    **{f"Cropping{rank}D": _cropping(rank) for rank in (1, 2, 3)},
+    **{f"UpSampling{rank}D": _upsampling(rank) for rank in (1, 2, 3)},
+    "BatchNormalization": _batch_normalisation,
+    "LayerNormalization": _layer_normalisation,
+    "Embedding": _embedding,
+    "LeakyReLU": _leaky,
+    "ELU": _elu,
+    "ThresholdedReLU": _thresholded,
+    "PReLU": _prelu,
+    "ReLU": _relu,
+    "Softmax": _softmax,
+    "Normalization": _normalisation,
+    "Rescaling": _rescaling,
+    "TimeDistributed": _time_distributed,
+}
