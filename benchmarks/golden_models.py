@@ -45,7 +45,9 @@ class GoldenModel:
     @property
     def keras_backend(self) -> str | None:
         """The backend that computed the golden outputs of a Keras 1 model, which does not say it."""
-        found = re.search(r"Keras 1\S*,? (?:with )?(theano|tensorflow|cntk)", self.framework, re.I)
+        found = re.search(
+            r"Keras .*(theano|tensorflow|cntk) backend", self.framework, re.IGNORECASE
+        )
         return found[1].lower() if found else None
 
 
@@ -89,6 +91,10 @@ def judge(path: Path, model: GoldenModel, tolerance: Tolerance) -> str:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         inputs = {value.name: tuple(value.shape) for value in session.get_inputs()}
         feed = paired(model.feed, inputs)
+        for value in session.get_inputs():
+            # what was fed as a float to a lookup is an index
+            if value.name in feed and value.type in ("tensor(int32)", "tensor(int64)"):
+                feed[value.name] = feed[value.name].astype(value.type[7:-1])
         if missing := [name for name in inputs if name not in feed]:
             return f"wrong: it wants inputs {', '.join(missing)} beyond {', '.join(model.feed)}"
         names = [value.name for value in session.get_outputs()]

@@ -28,9 +28,7 @@ DIFFERING = (
 )
 """Layers whose result depends on the backend, whatever their settings."""
 
-PADDED = ("MaxPooling1D", "MaxPooling2D", "MaxPooling3D") + tuple(
-    f"AveragePooling{rank}D" for rank in (1, 2, 3)
-)
+PADDED = tuple(f"{kind}Pooling{rank}D" for kind in ("Max", "Average") for rank in (1, 2, 3))
 """Layers whose result depends on the backend where they pad."""
 
 
@@ -79,7 +77,13 @@ def pads(
         if backend == "cntk":
             extra = size - ((count - 1) * stride + 1)
             lower = (one - 1) // 2 - extra // 2
-            found.append((lower, (count - 1) * stride + one - size - lower))
+            if lower < 0:
+                raise UnsupportedError(
+                    f"layer `{layer}` strides {stride} over a kernel of {one}, so that CNTK begins "
+                    "within its input, which is not supported"
+                )
+            # a cell that no window reaches need not be cut off
+            found.append((lower, max((count - 1) * stride + one - size - lower, 0)))
         else:
             found.append((total // 2, total - total // 2))
     return found

@@ -26,7 +26,7 @@ def spread(value: Any, rank: int) -> list[int]:
 
 def is_first(layer: Layer) -> bool:
     """Whether the channels come before space."""
-    return layer.config.get("data_format") == "channels_first"
+    return bool(layer.config.get("data_format") == "channels_first")
 
 
 def to_first(context: Context, x: Value, first: bool) -> Value:

@@ -145,7 +145,7 @@ def _weights(
             values = [np.transpose(one, (2, 3, 1, 0)) if one.ndim == 4 else one for one in values]
         return dict(zip(("depthwise", "pointwise", "bias"), values, strict=False))
     if is_old and kind in ("Conv2D", "Conv3D", "Conv2DTranspose"):
-        values = [_old_kernel(kind, config, one) for one in values]
+        values = [_old_kernel(config, one) for one in values]
     if is_old and kind == "Conv1D" and values and values[0].ndim == 4:
         values = [values[0][:, 0], *values[1:]]
     if kind in ("LayerNormalization", "GroupNormalization"):
@@ -159,7 +159,7 @@ def _weights(
     return dict(zip(("kernel", "bias"), values, strict=False))
 
 
-def _old_kernel(kind: str, config: Mapping[str, Any], value: Array) -> Array:
+def _old_kernel(config: Mapping[str, Any], value: Array) -> Array:
     """Return a kernel of Keras 1 as Keras 2 stores it: space, then inputs, then outputs."""
     import numpy as np
 
@@ -209,10 +209,8 @@ def _from_cudnn(kind: str, weights: dict[str, Array]) -> dict[str, Array]:
         return np.concatenate([p.reshape(units, p.shape[0]).T for p in pieces], axis=1)
 
     bias = weights["bias"]
-    if kind == "LSTM":
-        bias = np.sum(np.split(bias, 2, axis=0), axis=0)
-    else:
-        bias = bias.reshape(2, -1)
+    halves = bias.reshape(2, -1)
+    bias = halves.sum(axis=0) if kind == "LSTM" else halves
     return {
         "kernel": unpacked(weights["kernel"]),
         "recurrent": np.concatenate(

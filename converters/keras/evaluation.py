@@ -68,7 +68,9 @@ class Evaluator:
 
     def activation(self, layer: Layer, x: Array, value: Any) -> Array:
         """Return `x` through the activation that a configuration names."""
-        return activations.compute(activations.name_of(value, layer.name, self.version), x)
+        name = activations.name_of(value, layer.name, self.version)
+        found: Array = activations.compute(name, x)
+        return found
 
 
 def _numbers(value: Any, rank: int) -> list[int]:
@@ -76,7 +78,7 @@ def _numbers(value: Any, rank: int) -> list[int]:
 
 
 def _space_last(layer: Layer) -> bool:
-    return layer.config.get("data_format") == "channels_first"
+    return bool(layer.config.get("data_format") == "channels_first")
 
 
 def _windowed(

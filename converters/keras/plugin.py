@@ -26,7 +26,7 @@ from deploykit._plugins.converters.keras.emission import Context, Value
 from deploykit._plugins.converters.keras.reading import KerasModel
 
 from deploykit.definition_session import DefinitionSession
-from deploykit.errors import UsageError
+from deploykit.errors import SourceError, UsageError
 from deploykit.graph_building import GraphBuilder, finish
 from deploykit.progress import phase
 from deploykit.protocol import (
@@ -104,6 +104,22 @@ def _read(source: Source) -> KerasModel:
 def _built(
     model: KerasModel, source: Source, dynamic: tuple[DynamicAxis, ...]
 ) -> tuple[GraphBuilder, Signature]:
+    """Return the graph and its signature.
+
+    Raises SourceError where settings or weights of a layer make no sense together.
+    """
+    try:
+        return _graph(model, source, dynamic)
+    except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError) as error:
+        raise SourceError(
+            f"`{model.path}` is a damaged Keras model: {type(error).__name__}: {error}"[:400],
+            hint="its layers' settings and weights do not fit together; save it again",
+        ) from error
+
+
+def _graph(
+    model: KerasModel, source: Source, dynamic: tuple[DynamicAxis, ...]
+) -> tuple[GraphBuilder, Signature]:
     build = GraphBuilder(model.network.name)
     given = {spec.name: spec for spec in source.inputs}
     specs = []
@@ -130,12 +146,12 @@ def _built(
     found = mapping.emit_network(context, model.network, values)
     outputs = []
     for name, value in zip(output_names(model), found, strict=True):
-        shape: tuple[Dimension, ...] = value.shape
-        if shape and shape[0] is None and specs[0].shape:
-            shape = (specs[0].shape[0], *shape[1:])
+        sizes: tuple[Dimension, ...] = value.shape
+        if sizes and sizes[0] is None and specs[0].shape:
+            sizes = (specs[0].shape[0], *sizes[1:])
         dtype = "float32" if specs[0].dtype != "float64" else "float64"
-        build.output(name, value.name, dtype, shape)
-        outputs.append(TensorSpec(name=name, dtype=dtype, shape=shape))
+        build.output(name, value.name, dtype, sizes)
+        outputs.append(TensorSpec(name=name, dtype=dtype, shape=sizes))
     return build, Signature(inputs=tuple(specs), outputs=tuple(outputs))
 
 

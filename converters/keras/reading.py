@@ -33,6 +33,20 @@ Ref = tuple[str, int, int]
 """The output `tensor` of the call number `node` of the layer `name`."""
 
 
+class Weights(dict[str, "Array"]):
+    """Weights by their short names; one that is missing says whose it is."""
+
+    def __init__(self, layer: str, values: Mapping[str, Array]) -> None:
+        super().__init__(values)
+        self._layer = layer
+
+    def __missing__(self, name: str) -> Array:
+        raise SourceError(
+            f"the file has no `{name}` for the layer `{self._layer}`",
+            hint="it is damaged, or weights and architecture belong to different models",
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Layer:
     """A layer in the words of Keras 2: `calls` are the inputs of each of its calls."""
@@ -107,9 +121,9 @@ def _hdf5(path: Path) -> KerasModel:
                 hint="name the architecture's JSON instead, with the weights beside it",
             )
         config = _document(_text(written))
-        group = file["model_weights"] if "model_weights" in file else file
+        group = file.get("model_weights", file)
         version, backend = _said(file.attrs, group.attrs, config)
-        return _model(path, config, version, backend, _Groups(group, version))
+        return _model(path, config, version, backend, _Groups(group))
 
 
 def _apart(path: Path, options: Mapping[str, str]) -> KerasModel:
@@ -120,11 +134,11 @@ def _apart(path: Path, options: Mapping[str, str]) -> KerasModel:
     config = _document(path.read_text(encoding="utf-8"))
     weights = Path(options["weights"]) if "weights" in options else _weights_beside(path)
     with h5py.File(weights, "r") as file:
-        group = file["model_weights"] if "model_weights" in file else file
+        group = file.get("model_weights", file)
         version, backend = _said(file.attrs, group.attrs, config)
         if "layer_names" not in group.attrs:
             return _model(path, config, 3, "tensorflow", _Paths(file, config))
-        return _model(path, config, version, backend, _Groups(group, version))
+        return _model(path, config, version, backend, _Groups(group))
 
 
 def _weights_beside(path: Path) -> Path:
@@ -200,9 +214,8 @@ def _text(value: Any) -> str:
 class _Groups:
     """Weights of HDF5 files: a group per layer, whose attribute lists the names in order."""
 
-    def __init__(self, group: Any, version: int) -> None:
+    def __init__(self, group: Any) -> None:
         self._group = group
-        self._used: set[str] = set()
         self._names = [_text(name) for name in _listed(group.attrs, "layer_names")]
 
     def of(self, layer: str, kind: str) -> dict[str, Array]:  # noqa: ARG002
@@ -356,7 +369,6 @@ def _sequential(name: str, layers: list[dict[str, Any]], version: int, weights: 
     made: list[Layer] = []
     previous: Ref | None = None
     for layer in layers:
-        config = layer["config"]
         if previous is None and layer["class_name"] != "InputLayer":
             if layer["class_name"] == "Merge":
                 raise UnsupportedError(
@@ -396,8 +408,10 @@ def _first_input(layer: Mapping[str, Any], name: str, version: int) -> Layer:
     dtype = config.get("input_dtype") or config.get("dtype") or "float32"
     if layer["class_name"] == "Embedding":
         dtype = "int32" if version == 1 else "float32"
+    # Keras 1 counts its inputs by the class of the layer behind
+    own = f"{layer['class_name'].lower()}_input_1" if version == 1 else f"{name}_input"
     return Layer(
-        name=f"{name}_input",
+        name=own,
         kind="InputLayer",
         config={
             "batch_input_shape": shape,
@@ -419,7 +433,7 @@ def _layer(
         return Layer(name=name, kind="Network", config={}, calls=calls, inner=network)
     own = weights.of(name, str(layer["class_name"]))
     kind, config, values = modern(str(layer["class_name"]), dict(layer["config"]), own, version)
-    return Layer(name=name, kind=kind, config=config, calls=calls, weights=values)
+    return Layer(name=name, kind=kind, config=config, calls=calls, weights=Weights(name, values))
 
 
 def _refs(entries: Any) -> tuple[Ref, ...]:

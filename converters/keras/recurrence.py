@@ -135,7 +135,8 @@ def _one(
 def _backwards(context: Context, x: str) -> str:
     build = context.build
     start, end, axis, step = (build.shape_constant([one]) for one in (-1, -(2**31), 0, -1))
-    return build.add("Slice", x, start, end, axis, step)
+    name: str = build.add("Slice", x, start, end, axis, step)
+    return name
 
 
 def _bidirectional(context: Context, layer: Layer, inputs: list[Value]) -> Value:
