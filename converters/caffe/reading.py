@@ -158,7 +158,7 @@ def read(location: Path) -> CaffeNet:
         net = parse(content)
         blobs = _blobs(weights_path)
         return _net(text_path, net, blobs)
-    except (FormatError, RecursionError, UnicodeError) as error:
+    except (ValueError, RecursionError, OverflowError) as error:  # FormatError is a ValueError
         raise SourceError(
             f"`{text_path}` or `{weights_path.name}` is damaged: {error}",
             hint="copy or download both again",
