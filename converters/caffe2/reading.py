@@ -16,7 +16,6 @@ from deploykit.errors import SourceError, UnsupportedError
 from deploykit.formats.content import open_content
 from deploykit.formats.protobuf_text import Message, messages, parse, strings
 from deploykit.formats.protobuf_wire import fields, message, number, numbers, text
-from deploykit.formats.reading import FormatError
 
 if TYPE_CHECKING:
     import numpy as np

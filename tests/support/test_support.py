@@ -35,6 +35,14 @@ verified again in a fresh process, and its bundle's outputs are compared with go
 original framework produced. *ok* means that all of this held; anything else is the reason why not.
 
 """
+FORMATS = """
+## Formats
+
+Every shared model with golden outputs, converted as a user would: the bare command, and where that
+asks for something (the shape of an input, the backend of a Keras 1 file), once more with it. *Parity*
+counts those whose ONNX file gives what the original framework gave; what was refused is listed below.
+
+"""
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +186,10 @@ def test_the_document_says_what_was_found(
 ) -> None:
     if len(outcomes) < len(CASES):
         pytest.skip("only a part of the models was run")
-    document = HEAD + "\n".join(rows(shared_models, outcomes)) + "\n"
+    written = DOCUMENT.read_text(encoding="utf-8") if DOCUMENT.is_file() else ""
+    table = written.partition("<!-- formats -->")[2].partition("<!-- end of formats -->")[0]
+    formats = f"{FORMATS}<!-- formats -->{table or chr(10)}<!-- end of formats -->\n"
+    document = HEAD + "\n".join(rows(shared_models, outcomes)) + "\n" + formats
     if os.environ.get("DEPLOYKIT_WRITE_SUPPORT"):
         DOCUMENT.write_text(document, encoding="utf-8")
     assert DOCUMENT.read_text(encoding="utf-8") == document, (
