@@ -42,15 +42,14 @@ def tidy(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
     before = _count(model)
     folded, merged = fold_constants(model), merge_transposes(model)
     parts = ((folded, "constant"), (merged, "transposes merged"))
+    inner = [one for one in graphs(model.graph) if one is not model.graph]
+    steps: list[Callable[[Any], Any]] = [common.RemoveUnusedNodesPass()]
+    if not any(node.op_type in UNFOLDED[3:] for one in graphs(model.graph) for node in one.node):
+        steps.insert(0, common.CommonSubexpressionEliminationPass())
+    if not inner:
+        # in a branch or loop this pass takes away the very node that makes the output
+        steps.insert(0, common.IdentityEliminationPass())
     ir = onnx_ir.from_proto(model)
-    steps: list[Callable[[Any], Any]] = [
-        common.IdentityEliminationPass(),
-        common.RemoveUnusedNodesPass(),
-    ]
-    if not any(
-        node.op_type in UNFOLDED[3:] for inner in graphs(model.graph) for node in inner.node
-    ):
-        steps.insert(1, common.CommonSubexpressionEliminationPass())
     for step in steps:
         step(ir)
     tidied = onnx_ir.to_proto(ir)

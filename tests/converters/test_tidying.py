@@ -193,3 +193,36 @@ def test_real_models_compute_the_same_and_never_grow(shared_models: Path, folder
     ]
     for one, other in zip(*found, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_a_branch_that_gives_an_outer_value_stays_valid() -> None:
+    """An outer value cannot be the output of a body: the Identity between them has to stay."""
+
+    def branch(name: str, source: str) -> onnx.GraphProto:
+        return helper.make_graph(
+            [helper.make_node("Identity", [source], [f"{name}_out"], name=name)],
+            name,
+            [],
+            [helper.make_tensor_value_info(f"{name}_out", TensorProto.FLOAT, ["n", 2, 3])],
+        )
+
+    before = model(
+        [
+            helper.make_node("Identity", ["x"], ["same"]),
+            helper.make_node("Abs", ["same"], ["abs"]),
+            helper.make_node("Neg", ["same"], ["neg"]),
+            helper.make_node(
+                "If",
+                ["flag"],
+                ["y"],
+                then_branch=branch("then", "abs"),
+                else_branch=branch("else", "neg"),
+            ),
+            helper.make_node("Exp", ["neg"], ["dead"]),
+        ],
+        ["y"],
+        {"flag": np.array(True)},
+    )
+    after = tidied(before)
+    assert "Exp" not in operators(after)
+    assert "If" in operators(after)

@@ -312,7 +312,7 @@ from deploykit.steps import Worker
 
 plugin = Plugin(kind="converter", name="tiny", path=Path(), module=sys.argv[1], summary="",
     formats=(), devices=(), functions=("inspect",), requires_python="", dependencies=(),
-    settings={}, block="")
+    settings={}, newest_opset=None, block="")
 worker = Worker(plugin, python=Path(sys.executable), label="step")
 print(worker._job.scratch, worker.folder, flush=True)
 worker.call("inspect", Source(location=sys.argv[2], format="hang"), Signature)

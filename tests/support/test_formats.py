@@ -70,6 +70,7 @@ def attempts(model: GoldenModel, folder: Path) -> Iterator[tuple[dk.SourceOption
     yield dk.SourceOptions(), plain
     if model.group.startswith("keras"):
         yield dk.SourceOptions(settings=backend), plain
+    yield dk.SourceOptions(), dk.Checks(tolerance=TOLERANCE, sample=sample)
     yield dk.SourceOptions.parse(inputs=inputs), plain
     yield dk.SourceOptions.parse(inputs=inputs), dk.Checks(tolerance=TOLERANCE, sample=sample)
 
