@@ -67,6 +67,8 @@ def find(models: Path, wanted: tuple[str, ...] = ()) -> list[GoldenModel]:
 
 def read(folder: Path) -> GoldenModel:
     """Return the model in `folder`."""
+    import numpy as np
+
     from deploykit.tensors import read_tensors
 
     about = json.loads((folder / "golden.json").read_text())
@@ -75,6 +77,12 @@ def read(folder: Path) -> GoldenModel:
         {name: tensors[f"{side}_{key}"] for key, name in about["tensor_names"][side].items()}
         for side in ("in", "out")
     )
+    if found := re.search(r"LoD with offsets ([\d,]+)", about.get("note", "")):
+        borders = [int(border) for border in found[1].split(",")]
+        lengths = np.diff(np.array(borders, np.int64))
+        # ONNX has no ragged tensors: the borders are inputs of their own
+        ragged = [name for name, array in feed.items() if len(array) == borders[-1]]
+        feed |= {f"{name}.lengths": lengths for name in ragged}
     return GoldenModel(folder=folder, framework=about["framework"], feed=feed, expected=expected)
 
 

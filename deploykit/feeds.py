@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 DEFAULT_SIZE = 1
 """Of a dynamic axis that nobody gave a size."""
 
+LENGTHS = ".lengths"
+"""Behind the name of an input whose rows are sequences one behind another: how long each is."""
+
 _PRIMES = (3, 5, 7, 11, 13, 17, 19, 23)
 _LARGE = 8
 
@@ -41,7 +44,8 @@ def make_feed(
     others get 1. `bounds` gives the smallest and largest whole number an input may hold. Without
     bounds floats are standard normal, int8 and uint8 (pixels, quantised data) use their whole range,
     and other ints and bools are 0 or 1 with a 1 first in each row: that is a valid index into any
-    table, a length that is not zero, and a mask that hides not everything.
+    table, a length that is not zero, and a mask that hides not everything. An input `NAME.lengths`
+    beside an input `NAME` says how many rows of it each sequence has, and adds up to their number.
 
     Raises UsageError where an input's rank is unknown or `sizes` names no axis of these inputs.
     """
@@ -54,10 +58,27 @@ def make_feed(
                 f"no input has a dynamic axis `{key}`{did_you_mean(key, known)}",
                 hint=f"dynamic axes: {', '.join(known) or 'none'}",
             )
-    return {
+    feed = {
         spec.name: _draw(spec, _concrete_shape(spec, sizes), seed, bounds.get(spec.name))
         for spec in inputs
     }
+    for name in feed:
+        rows = feed.get(name.removesuffix(LENGTHS))
+        if name.endswith(LENGTHS) and rows is not None and rows.ndim and feed[name].ndim == 1:
+            feed[name] = _lengths(len(rows), feed[name], seed)
+    return feed
+
+
+def _lengths(rows: int, like: Array, seed: int) -> Array:
+    """Share `rows` out among as many sequences as `like` has, none of them empty where that goes."""
+    import numpy as np
+
+    if not len(like):
+        return like
+    random = np.random.default_rng([seed, rows])
+    least = int(rows >= len(like))
+    shares = random.multinomial(rows - least * len(like), [1 / len(like)] * len(like))
+    return (shares + least).astype(like.dtype)
 
 
 def _concrete_shape(spec: TensorSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:

@@ -8,14 +8,21 @@ can execute code: graphs are protobuf or JSON, parameters are raw numbers.
 from __future__ import annotations
 
 import contextlib
+import math
 import shutil
 import struct
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from deploykit.errors import SourceError
+from deploykit.errors import SourceError, UnsupportedError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Array = np.ndarray[Any, Any]
 
 GRAPH_SUFFIXES = {"paddle/program": ".pdmodel", "paddle/pir": ".json"}
 COMBINED_FLUID_NAMES = ("__params__", "params", "__param__", "model.pdiparams")
@@ -71,6 +78,20 @@ class ModelFiles:
         if stored == needed:
             return path
         return self._pack([piece for piece in pieces if piece[0] in set(needed)])
+
+    def arrays(self, stored: list[str]) -> dict[str, Array]:
+        """Return the parameters `stored`, all that the model's files hold, by name.
+
+        Raises SourceError as `parameters` does, UnsupportedError for a dtype that numpy lacks.
+        """
+        path = self.parameters(stored, stored)
+        data = path.read_bytes() if path is not None else b""
+        found, at = {}, 0
+        for name in sorted(stored):
+            after = _after_tensor(data, at, path or self.graph, name)
+            found[name] = _array(data[at:after], name)
+            at = after
+        return found
 
     def _separate(self, name: str) -> bytes:
         path = self.folder / name
@@ -169,25 +190,52 @@ def _after_tensor(data: bytes, offset: int, path: Path, name: str) -> int:
 _ELEMENT_BYTES = {0: 1, 1: 2, 2: 4, 3: 8, 4: 2, 5: 4, 6: 8, 20: 1, 21: 1, 22: 2, 23: 8, 24: 16}
 
 
+_NUMPY = {0: "?", 1: "<i2", 2: "<i4", 3: "<i8", 4: "<f2", 5: "<f4", 6: "<f8", 20: "u1", 21: "i1"}
+
+
 def _tensor_bytes(description: bytes) -> int:
-    """Return the size of the raw data behind a `TensorDesc` message (field 1 type, field 2 dims)."""
-    kind, count, at = -1, 1, 0
+    """Return the size of the raw data behind a `TensorDesc` message."""
+    kind, sizes = _description(description)
+    return _ELEMENT_BYTES[kind] * math.prod(sizes)
+
+
+def _description(description: bytes) -> tuple[int, list[int]]:
+    """Return dtype and sizes of a `TensorDesc` message (field 1 type, field 2 dims)."""
+    kind, at = -1, 0
+    sizes: list[int] = []
     while at < len(description):
         key, at = _varint(description, at)
         if key == 8:
             kind, at = _varint(description, at)
         elif key == 16:
             size, at = _varint(description, at)
-            count *= size
+            sizes.append(size)
         elif key == 18:
             length, at = _varint(description, at)
             end = at + length
             while at < end:
                 size, at = _varint(description, at)
-                count *= size
+                sizes.append(size)
         else:
             raise ValueError
-    return _ELEMENT_BYTES[kind] * count
+    return kind, sizes
+
+
+def _array(tensor: bytes, name: str) -> Array:
+    """Return a tensor whose framing has been checked."""
+    import numpy as np
+
+    (levels,) = struct.unpack_from("<Q", tensor, 4)
+    at = 12
+    for _ in range(levels):
+        (size,) = struct.unpack_from("<Q", tensor, at)
+        at += 8 + size
+    (length,) = struct.unpack_from("<i", tensor, at + 4)
+    at += 8 + length
+    kind, sizes = _description(tensor[at - length : at])
+    if kind not in _NUMPY:
+        raise UnsupportedError(f"the parameter `{name}` has Paddle's dtype {kind}")
+    return np.frombuffer(tensor, _NUMPY[kind], offset=at).reshape(sizes)
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:

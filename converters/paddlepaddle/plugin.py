@@ -21,7 +21,8 @@
 Whatever the format, the program is loaded into Paddle's new representation (PIR), given the input
 sizes the user wants, passed through Paddle's symbolic shape inference, mended (`repairs.py`),
 exported in a process of its own because the exporter aborts on what it does not know
-(`exporting.py`), and finished (`graph.py`).
+(`exporting.py`), and finished (`graph.py`). Programs of Paddle 1 with ragged inputs are mapped by
+ourselves (`ragged.py`).
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from deploykit._plugins.converters.paddlepaddle import (
     graph,
     predictor,
     program,
+    ragged,
     repairs,
     sizes,
 )
@@ -63,13 +65,17 @@ SETTINGS = {"sizes": ("accepted", "declared")}
 def inspect(source: Source) -> Signature:
     """Return inputs and outputs as the file declares them, with the user's `--input` applied.
 
-    Raises SourceError where the model cannot be read, UnsupportedError where an input is ragged.
+    Raises SourceError where the model cannot be read, UnsupportedError where sequences are nested.
     """
     _check_settings(source)
     with files.open_model(source.location, source.format) as model:
+        rows = program.read_ragged(model)
+        signature: Signature
+        if rows is not None:
+            signature = ragged.signature(rows, source)
+            return signature
         loaded = program.load(model)
-        inferred = program.infer(loaded, sizes.wanted(loaded, source.inputs))
-        signature: Signature = inferred.signature
+        signature = program.infer(loaded, sizes.wanted(loaded, source.inputs)).signature
         return signature
 
 
@@ -89,6 +95,10 @@ def convert(request: ConvertRequest) -> ConvertResult:
         )
     done: list[str] = []
     with files.open_model(source.location, source.format) as model:
+        rows = program.read_ragged(model)
+        if rows is not None:
+            result: ConvertResult = ragged.convert(rows, model, request)
+            return result
         loaded = program.load(model)
         shapes = sizes.wanted(loaded, source.inputs, request.dynamic)
         if settings["sizes"] == "accepted":
@@ -117,11 +127,15 @@ def reference(request: ReferenceRequest) -> Session:
     _check_settings(source)
     with contextlib.ExitStack() as stack:
         model = stack.enter_context(files.open_model(source.location, source.format))
-        loaded = program.load(model)
-        shapes = sizes.wanted(loaded, source.inputs)
-        signature = program.infer(loaded, shapes).signature
-        progress.phase("loading into paddle.inference")
-        engine = predictor.create(model, loaded, request.threads)
+        rows = program.read_ragged(model)
+        if rows is not None:
+            signature = ragged.signature(rows, source)
+            parameters = model.parameters(list(rows.parameters), list(rows.parameters))
+            engine = predictor.create(model, parameters, request.threads)
+        else:
+            loaded = program.load(model)
+            signature = program.infer(loaded, sizes.wanted(loaded, source.inputs)).signature
+            engine = predictor.create_for(model, loaded, request.threads)
         # the engine may still read the intermediate files: they live as long as the session
         kept = stack.pop_all()
     session: Session = predictor.PaddleSession(engine, signature, kept.close)

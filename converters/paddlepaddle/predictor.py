@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploykit._plugins.converters.paddlepaddle import program
+from deploykit._plugins.converters.paddlepaddle.ragged import LENGTHS, offsets
 from deploykit._plugins.converters.paddlepaddle.repairs import interpolation_scales
 
+from deploykit import progress
+from deploykit.errors import PluginError
 from deploykit.protocol import Signature
 
 if TYPE_CHECKING:
@@ -23,7 +27,7 @@ def accepts(
     """Whether Paddle runs inputs of `shapes` (batch 1) and gives outputs of batch 1."""
     import numpy as np
 
-    predictor = create(model, loaded, None)
+    predictor = create_for(model, loaded, None)
     for spec in loaded.inputs:
         handle = predictor.get_input_handle(spec.name)
         handle.copy_from_cpu(np.zeros(shapes[spec.name], dtype=spec.dtype))
@@ -35,17 +39,26 @@ def accepts(
     return all(shape[:1] == [1] for shape in found)
 
 
-def create(model: ModelFiles, loaded: program.Loaded, threads: int | None) -> Any:
+def create_for(model: ModelFiles, loaded: program.Loaded, threads: int | None) -> Any:
     """Load the model with `threads` (None: Paddle's default) for the CPU."""
+    parameters = model.parameters(loaded.stored, loaded.stored)
+    # Paddle 3.3's oneDNN kernels reject interpolations with the doubles that Paddle 3.3 writes
+    plain = bool(interpolation_scales(loaded.document))
+    return create(model, parameters, threads, without_onednn=plain)
+
+
+def create(
+    model: ModelFiles, parameters: Path | None, threads: int | None, *, without_onednn: bool = False
+) -> Any:
+    """Load a graph and its parameters with `threads` (None: Paddle's default) for the CPU."""
     program.import_paddle()
+    progress.phase("loading into paddle.inference")
     from paddle import inference
 
-    parameters = model.parameters(loaded.stored, loaded.stored)
     config = inference.Config(str(model.graph), str(parameters or ""))
     config.disable_glog_info()
     config.disable_gpu()
-    if interpolation_scales(loaded.document):
-        # Paddle 3.3's oneDNN kernels reject interpolations with the doubles that Paddle 3.3 writes
+    if without_onednn:
         config.disable_mkldnn()
     if threads is not None:
         config.set_cpu_math_library_num_threads(threads)
@@ -71,12 +84,16 @@ class PaddleSession:
         """Copy the inputs into Paddle's tensors; calling the result runs on them."""
         import numpy as np
 
-        for spec in self.inputs:
-            array = np.ascontiguousarray(feed[spec.name])
+        names = {spec.name for spec in self.inputs}
+        for name in names:
+            if name.endswith(LENGTHS) and name.removesuffix(LENGTHS) in names:
+                continue
+            array = np.ascontiguousarray(feed[name])
+            handle = self._predictor.get_input_handle(name)
             # ascontiguousarray makes a scalar one-dimensional
-            self._predictor.get_input_handle(spec.name).copy_from_cpu(
-                array.reshape(np.shape(feed[spec.name]))
-            )
+            handle.copy_from_cpu(array.reshape(np.shape(feed[name])))
+            if f"{name}{LENGTHS}" in names:
+                handle.set_lod([offsets(feed[f"{name}{LENGTHS}"], len(array), name)])
         return BoundPaddle(self._predictor, [spec.name for spec in self.outputs])
 
     def close(self) -> None:
@@ -93,8 +110,11 @@ class BoundPaddle:
         self._handles = {name: predictor.get_output_handle(name) for name in names}
 
     def __call__(self) -> None:
-        """Run once."""
-        self._run()
+        """Run once. Raises PluginError in one line where Paddle rejects the inputs."""
+        try:
+            self._run()
+        except Exception as error:  # PADDLE_THROW's classes have no common base; pages of traceback
+            raise PluginError(f"Paddle: {program.first_line(error)}") from error
 
     def outputs(self) -> dict[str, Array]:
         """Return copies of the outputs of the last run."""

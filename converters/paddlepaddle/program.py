@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deploykit._plugins.converters.paddlepaddle import ragged
 from deploykit._plugins.converters.paddlepaddle.files import ModelFiles
 from deploykit._plugins.converters.paddlepaddle.symbols import name_of, parse_shapes
 
@@ -81,7 +82,7 @@ def import_paddle() -> Any:
 def load(files: ModelFiles) -> Loaded:
     """Read the model's graph and check its parameters.
 
-    Raises SourceError where either is damaged, UnsupportedError where an input is ragged (LoD).
+    Raises SourceError where either is damaged, UnsupportedError where Paddle cannot translate it.
     """
     paddle = import_paddle()
     progress.phase("reading the Paddle program")
@@ -219,36 +220,48 @@ def _read_pir(paddle: Any, files: ModelFiles) -> Any:
     try:
         paddle.base.core.deserialize_pir_program(str(files.graph), pir)
     except Exception as error:  # Paddle raises RuntimeError, ValueError and its own kinds
-        raise SourceError(f"Paddle cannot read `{files.graph}`: {_first_line(error)}") from error
+        raise SourceError(f"Paddle cannot read `{files.graph}`: {first_line(error)}") from error
     return pir
+
+
+def read_old(paddle: Any, files: ModelFiles) -> Any:
+    """Return a program of Paddle 1 or 2 as Paddle reads it; call within its guard for old programs.
+
+    Raises SourceError where it is damaged or has no outputs.
+    """
+    try:
+        old = paddle.static.Program.parse_from_string(files.graph.read_bytes())
+        types = {op.type for op in old.global_block().ops}
+    except Exception as error:  # Paddle raises RuntimeError, ValueError and its own kinds
+        raise SourceError(
+            f"Paddle cannot read `{files.graph}`: {first_line(error)}",
+            hint="the file is truncated or is no Paddle program",
+        ) from error
+    if "fetch" not in types:
+        raise SourceError(
+            f"`{files.graph}` is a training program: it names no inputs and outputs",
+            hint="export it with `paddle.static.save_inference_model`",
+        )
+    return old
+
+
+def read_ragged(files: ModelFiles) -> ragged.RaggedProgram | None:
+    """Return the program where one of its inputs is ragged, None where none is.
+
+    Raises SourceError as `load` does, UnsupportedError where it cannot be converted.
+    """
+    if files.format == "paddle/pir":
+        return None
+    paddle = import_paddle()
+    with paddle.pir_utils.OldIrGuard():
+        return ragged.read(paddle, read_old(paddle, files), files.graph)
 
 
 def _translate(paddle: Any, files: ModelFiles) -> tuple[Any, list[str]]:
     """Return an old program as PIR, and the names of all parameters that its files hold."""
     with paddle.pir_utils.OldIrGuard():
-        try:
-            old = paddle.static.Program.parse_from_string(files.graph.read_bytes())
-            block = old.global_block()
-            types = {op.type for op in block.ops}
-        except Exception as error:
-            raise SourceError(
-                f"Paddle cannot read `{files.graph}`: {_first_line(error)}",
-                hint="the file is truncated or is no Paddle program",
-            ) from error
-        if "fetch" not in types:
-            raise SourceError(
-                f"`{files.graph}` is a training program: it names no inputs and outputs",
-                hint="export it with `paddle.static.save_inference_model`",
-            )
-        for op in block.ops:
-            if op.type == "feed":
-                name = op.output_arg_names[0]
-                if block.var(name).lod_level > 0:
-                    raise UnsupportedError(
-                        f"input `{name}` of `{files.graph.name}` is ragged (a LoD tensor)",
-                        hint="ONNX has no ragged tensors; export the model with padded inputs",
-                        operators=("feed",),
-                    )
+        old = read_old(paddle, files)
+        block = old.global_block()
         _modernise(block)
         kinds = paddle.base.core.VarDesc.VarType
         stored = [
@@ -262,7 +275,7 @@ def _translate(paddle: Any, files: ModelFiles) -> tuple[Any, list[str]]:
         except Exception as error:
             raise UnsupportedError(
                 f"Paddle cannot translate `{files.graph.name}` to its new representation: "
-                f"{_first_line(error)}"
+                f"{first_line(error)}"
             ) from error
 
 
@@ -297,7 +310,7 @@ def _symbolic_shapes(document: Json, scratch: Path) -> list[list[list[int | str]
         native.infer_symbolic_shape_pass(manager, pir)
         manager.run(pir)
     except Exception as error:  # an operator without a rule: PADDLE_THROW, of no one class
-        progress.phase(f"inferring shapes stopped: {_first_line(error)}")
+        progress.phase(f"inferring shapes stopped: {first_line(error)}")
         return unknown
     operations = pir.global_block().ops
     if len(operations) != len(unknown):
@@ -319,7 +332,8 @@ def _without_sizes(document: Json) -> Json:
     return bare
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Return what a Paddle error says, without its stacks."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = [line for line in lines if "Error:" in line or line.startswith("(")]
     return (said or lines or [type(error).__name__])[0]

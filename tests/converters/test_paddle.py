@@ -267,13 +267,6 @@ def test_shared_models_are_right(
 
 
 @pytest.mark.environment
-def test_ragged_inputs_are_unsupported(worker: Worker, shared_models: Path, tmp_path: Path) -> None:
-    folder = shared_models / "paddle1" / "ctr_prediction"
-    with pytest.raises(UnsupportedError, match="is ragged"):
-        convert(worker, source(folder, "paddle/fluid"), tmp_path / "out.onnx")
-
-
-@pytest.mark.environment
 @pytest.mark.parametrize(
     ("name", "format", "repair"),
     [

@@ -300,3 +300,19 @@ def test_read_what_does_not_fit(tmp_path: Path) -> None:
             read_feed(tmp_path / name, inputs)
     with pytest.raises(UsageError, match=r"cannot read tensors from .*empty\.npy"):
         read_feed(tmp_path / "empty.npy", inputs[:1])
+
+
+@pytest.mark.parametrize("sequences", [1, 3, 8])
+def test_the_lengths_of_sequences_add_up_to_their_rows(sequences: int) -> None:
+    inputs = (
+        TensorSpec(name="x", dtype="float32", shape=("rows", 2)),
+        TensorSpec(name="x.lengths", dtype="int64", shape=("batch",)),
+        TensorSpec(name="y.lengths", dtype="int64", shape=("batch",)),
+    )
+    sizes = {"rows": 5, "batch": sequences}
+    feed = make_feed(inputs, seed=3, sizes=sizes, bounds={"x.lengths": (1, 1)})
+    assert feed["x.lengths"].shape == (sequences,)
+    assert feed["x.lengths"].sum() == 5
+    assert feed["x.lengths"].min() >= (1 if sequences <= 5 else 0)
+    # an input that only has such a name is a number like any other
+    assert set(feed["y.lengths"]) <= {0, 1}
