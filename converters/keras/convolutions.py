@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from deploykit._plugins.converters.keras import backends
+from deploykit._plugins.converters.keras import backends, masking
 from deploykit._plugins.converters.keras.emission import Context, Emit, Value
 from deploykit._plugins.converters.keras.reading import Layer
 
@@ -244,6 +244,8 @@ def _global_pooling(operator: str) -> Emit:
         x = inputs[0]
         axes = list(range(2, x.rank)) if is_first(layer) else list(range(1, x.rank - 1))
         keep = bool(layer.config.get("keepdims"))
+        if x.mask and operator == "ReduceMean" and not keep:
+            return masking.average(context, x)
         name = context.build.add(operator, x.name, axes=axes, keepdims=int(keep))
         if keep:
             shape = tuple(1 if axis in axes else size for axis, size in enumerate(x.shape))

@@ -13,10 +13,15 @@ from deploykit.graph_building import GraphBuilder
 
 @dataclass(frozen=True)
 class Value:
-    """A tensor: its name in the graph and its shape, None where a size is dynamic (the batch first)."""
+    """A tensor: its name in the graph and its shape, None where a size is dynamic (the batch first).
+
+    `mask` names the bool tensor [batch, time] that says which steps count, where there is one.
+    """
 
     name: str
     shape: tuple[int | None, ...]
+    mask: str = ""
+    dtype: str = "float32"
 
     @property
     def rank(self) -> int:
@@ -30,6 +35,8 @@ class Context:
     build: GraphBuilder
     backend: str
     version: int
+    zeroes_masked: bool | None = False
+    """Whether a Bidirectional gives zeros in masked steps, None where the file does not tell."""
 
     def value(self, name: str, shape: tuple[int | None, ...]) -> Value:
         """Return a tensor of the graph with its shape."""

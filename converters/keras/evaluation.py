@@ -10,8 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from deploykit._plugins.converters.keras import activations, backends
-from deploykit._plugins.converters.keras.reading import KerasModel, Layer, Network, Ref
+from deploykit._plugins.converters.keras import activations, backends, operation_values
+from deploykit._plugins.converters.keras.reading import (
+    KerasModel,
+    Layer,
+    Network,
+    Ref,
+    zeroes_masked,
+)
 
 from deploykit import definitions as define
 
@@ -19,6 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     Array = np.ndarray[Any, Any]
+    Masked = tuple[Array, Array | None]
     Compute = Callable[["Evaluator", Layer, list[Array]], Array]
 
 
@@ -26,24 +33,31 @@ def evaluate(model: KerasModel, feed: dict[str, Array]) -> dict[str, Array]:
     """Return the outputs of `model`, by the names that the converter gives them."""
     from deploykit._plugins.converters.keras.plugin import output_names
 
-    evaluator = Evaluator(model.backend or "tensorflow", model.version)
-    values = evaluator.network(model.network, [feed[name] for name, _, _ in model.network.inputs])
-    return dict(zip(output_names(model), values, strict=True))
+    evaluator = Evaluator(
+        model.backend or "tensorflow", model.version, bool(zeroes_masked(model.written))
+    )
+    values = evaluator.network(
+        model.network, [(feed[name], None) for name, _, _ in model.network.inputs]
+    )
+    return {name: value for name, (value, _) in zip(output_names(model), values, strict=True)}
 
 
 class Evaluator:
     """Computes networks; a layer's value is made when something asks for it."""
 
-    def __init__(self, backend: str, version: int) -> None:
+    def __init__(self, backend: str, version: int, zeroes_masked: bool) -> None:
         self.backend = backend
         self.version = version
+        self.zeroes_masked = zeroes_masked
+        self.mask: Array | None = None
+        """Which steps of the layer at work count; it leaves here the mask of what it gives."""
 
-    def network(self, network: Network, inputs: list[Array]) -> list[Array]:
-        """Return the outputs of `network`."""
+    def network(self, network: Network, inputs: list[Masked]) -> list[Masked]:
+        """Return the outputs of `network`, each with its mask."""
         layers = {layer.name: layer for layer in network.layers}
-        values: dict[Ref, Array] = dict(zip(network.inputs, inputs, strict=True))
+        values: dict[Ref, Masked] = dict(zip(network.inputs, inputs, strict=True))
 
-        def value(ref: Ref) -> Array:
+        def value(ref: Ref) -> Masked:
             waiting = [ref]
             while waiting:
                 name, node, _ = wanted = waiting[-1]
@@ -51,20 +65,40 @@ class Evaluator:
                     waiting.pop()
                     continue
                 layer = layers[name]
-                missing = [one for one in layer.calls[node] if one not in values]
+                mask = layer.masks[node] if node < len(layer.masks) else None
+                needed = [*layer.calls[node], *([mask] if mask is not None else [])]
+                missing = [one for one in needed if one not in values]
                 if missing:
                     waiting += missing
                     continue
                 given = [values[one] for one in layer.calls[node]]
-                found = (
-                    self.network(layer.inner, given)
-                    if layer.inner is not None
-                    else [COMPUTE[layer.kind](self, layer, given)]
-                )
+                if mask is not None:
+                    given = [(x, values[mask][0]) for x, _ in given]
+                found: list[Masked]
+                if layer.kind == "operation":
+                    called = layer.config["calls"][node]
+                    operation = layer.config["operation"]
+                    inputs = [x for x, _ in given]
+                    found = [(operation_values.compute(operation, called, inputs), None)]
+                elif layer.inner is not None and layer.kind != "TimeDistributed":
+                    found = self.network(layer.inner, given)
+                else:
+                    found = [self._layer(layer, given)]
                 values.update({(name, node, at): one for at, one in enumerate(found)})
             return values[ref]
 
         return [value(ref) for ref in network.outputs]
+
+    def _layer(self, layer: Layer, given: list[Masked]) -> Masked:
+        import numpy as np
+
+        masks = [mask for _, mask in given if mask is not None]
+        self.mask = np.logical_and.reduce(masks) if masks else None
+        found = COMPUTE[layer.kind](self, layer, [x for x, _ in given])
+        if layer.kind not in MASK_MAKERS and layer.kind not in MASK_KEEPERS:
+            keeps = layer.kind in RECURRENT and found.ndim == 3
+            self.mask = self.mask if keeps else None
+        return found, self.mask
 
     def activation(self, layer: Layer, x: Array, value: Any) -> Array:
         """Return `x` through the activation that a configuration names."""
@@ -233,10 +267,13 @@ def _pooling(mean: bool) -> Compute:
 
 
 def _global(function: str) -> Compute:
-    def compute(_evaluator: Evaluator, layer: Layer, inputs: list[Array]) -> Array:
+    def compute(evaluator: Evaluator, layer: Layer, inputs: list[Array]) -> Array:
         import numpy as np
 
         x = inputs[0].astype(np.float64)
+        if evaluator.mask is not None and layer.kind == "GlobalAveragePooling1D":
+            rows = zip(x, evaluator.mask, strict=True)
+            return np.stack([one[counts].sum(axis=0) / counts.sum() for one, counts in rows])
         axes = tuple(range(2, x.ndim)) if _space_last(layer) else tuple(range(1, x.ndim - 1))
         reduced = getattr(x, function)(axis=axes, keepdims=bool(layer.config.get("keepdims")))
         return np.asarray(reduced)
@@ -340,9 +377,10 @@ def _layer_normalised(_evaluator: Evaluator, layer: Layer, inputs: list[Array]) 
     return np.asarray(found + layer.weights.get("beta", 0.0))
 
 
-def _embedded(_evaluator: Evaluator, layer: Layer, inputs: list[Array]) -> Array:
+def _embedded(evaluator: Evaluator, layer: Layer, inputs: list[Array]) -> Array:
     import numpy as np
 
+    evaluator.mask = inputs[0].astype(np.int64) != 0 if layer.config.get("mask_zero") else None
     return np.asarray(layer.weights["table"][inputs[0].astype(np.int64)])
 
 
@@ -445,10 +483,20 @@ def _recurrence(
 
     step = {"LSTM": lstm, "GRU": gru, "SimpleRNN": simple}[kind]
     zero = np.zeros((len(x), units))
-    state = (zero, zero) if kind == "LSTM" else (zero,)
+    state: tuple[Array, ...] = (zero, zero) if kind == "LSTM" else (zero,)
     steps = x.astype(np.float64).swapaxes(0, 1)
-    outputs, last = define.recurrent(steps, state, step, reverse=reverse)
-    return outputs.swapaxes(0, 1), last[0]
+    if evaluator.mask is None:
+        outputs, last = define.recurrent(steps, state, step, reverse=reverse)
+        return outputs.swapaxes(0, 1), last[0]
+    counts = evaluator.mask.T[:, :, None]
+    given = np.zeros_like(steps[..., :1].repeat(units, axis=-1))
+    order = range(len(steps))[::-1] if reverse else range(len(steps))
+    for t in order:
+        new = step(steps[t], state)
+        state = tuple(np.where(counts[t], a, b) for a, b in zip(new, state, strict=True))
+        zeroed = config.get("zero_output_for_mask") and not counts[t].all()
+        given[t] = np.where(counts[t], state[0], 0) if zeroed else state[0]
+    return given.swapaxes(0, 1), state[0]
 
 
 def _recurrent(evaluator: Evaluator, layer: Layer, inputs: list[Array]) -> Array:
@@ -466,6 +514,8 @@ def _bidirectional(evaluator: Evaluator, layer: Layer, inputs: list[Array]) -> A
     import numpy as np
 
     config = layer.config["inner_config"]
+    if evaluator.zeroes_masked:
+        config = {**config, "zero_output_for_mask": True}
     both = []
     for side in ("forward", "backward"):
         own = {
@@ -491,13 +541,52 @@ def _bidirectional(evaluator: Evaluator, layer: Layer, inputs: list[Array]) -> A
 
 
 def _distributed(evaluator: Evaluator, layer: Layer, inputs: list[Array]) -> Array:
-    """Apply the inner layer to every step by itself."""
+    """Apply the inner layer or model to every step by itself."""
     import numpy as np
 
-    kind, config = layer.config["inner_kind"], layer.config["inner_config"]
-    inner = Layer(name=layer.name, kind=kind, config=config, weights=layer.weights)
-    steps = [COMPUTE[kind](evaluator, inner, [inputs[0][:, t]]) for t in range(inputs[0].shape[1])]
+    mask, evaluator.mask = evaluator.mask, None
+    steps = []
+    for t in range(inputs[0].shape[1]):
+        x = inputs[0][:, t]
+        if layer.inner is not None:
+            ((found, _),) = evaluator.network(layer.inner, [(x, None)])
+        else:
+            kind, config = layer.config["inner_kind"], layer.config["inner_config"]
+            inner = Layer(name=layer.name, kind=kind, config=config, weights=layer.weights)
+            found = COMPUTE[kind](evaluator, inner, [x])
+        steps.append(found)
+    evaluator.mask = mask
     return np.stack(steps, axis=1)
+
+
+def _masked(evaluator: Evaluator, layer: Layer, inputs: list[Array]) -> Array:
+    import numpy as np
+
+    x = inputs[0]
+    evaluator.mask = np.any(x != np.float32(layer.config.get("mask_value", 0.0)), axis=-1)
+    return np.asarray(x * evaluator.mask[..., None])
+
+
+def _locally(evaluator: Evaluator, layer: Layer, inputs: list[Array]) -> Array:
+    """Each place has a matrix of its own, over what its window holds in the order of the tensor."""
+    import numpy as np
+
+    x, config = inputs[0].astype(np.float64), layer.config
+    rank = x.ndim - 2
+    kernel, strides = (
+        _numbers(config["kernel_size"], rank),
+        _numbers(config.get("strides", 1), rank),
+    )
+    first = _space_last(layer)
+    view = define.windows(x if first else np.moveaxis(x, -1, 1), kernel, strides, [1] * rank)
+    counts = view.shape[2 : 2 + rank]
+    inner = list(range(2 + rank, 2 + 2 * rank))
+    order = [0, *range(2, 2 + rank), *([1, *inner] if first else [*inner, 1])]
+    rows = view.transpose(order).reshape(len(x), -1, layer.weights["kernel"].shape[1])
+    found = np.einsum("npk,pku->npu", rows, layer.weights["kernel"])
+    found = found.reshape(len(x), *counts, -1) + layer.weights.get("bias", 0.0)
+    found = evaluator.activation(layer, found, config.get("activation"))
+    return np.moveaxis(found, -1, 1) if first else found
 
 
 def _reshaped(_evaluator: Evaluator, layer: Layer, inputs: list[Array]) -> Array:
@@ -517,6 +606,16 @@ def _repeated(_evaluator: Evaluator, layer: Layer, inputs: list[Array]) -> Array
 def _same(_evaluator: Evaluator, _layer: Layer, inputs: list[Array]) -> Array:
     return inputs[0]
 
+
+MASK_MAKERS = ("Masking", "Embedding")
+RECURRENT = ("LSTM", "GRU", "SimpleRNN", "Bidirectional")
+MASK_KEEPERS = (
+    *("Dropout", "SpatialDropout1D", "GaussianNoise", "GaussianDropout", "AlphaDropout"),
+    *("ActivityRegularization", "Activation", "Dense", "TimeDistributedDense", "TimeDistributed"),
+    *("BatchNormalization", "LayerNormalization", "LeakyReLU", "ELU", "PReLU", "ReLU"),
+    *("ThresholdedReLU", "Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum"),
+)
+"""Layers with `supports_masking` in Keras 2.3 that hand on the steps that count."""
 
 RANKS = (1, 2, 3)
 COMPUTE: dict[str, Compute] = {
@@ -552,6 +651,9 @@ COMPUTE: dict[str, Compute] = {
     "Rescaling": _rescaled,
     "Bidirectional": _bidirectional,
     "TimeDistributed": _distributed,
+    "Masking": _masked,
+    "LocallyConnected1D": _locally,
+    "LocallyConnected2D": _locally,
     "Add": _merged("add"),
     "Average": _merged("add"),
     "Subtract": _merged("subtract"),

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from deploykit._plugins.converters.keras import (
     backends,
     convolutions,
+    locally,
+    masking,
     merging,
+    operations,
     recurrence,
     shaping,
 )
@@ -38,6 +42,9 @@ def layers() -> dict[str, Emit]:
         **merging.EMIT,
         **recurrence.EMIT,
         **shaping.EMIT,
+        **locally.EMIT,
+        "Masking": masking.masked,
+        "TimeDistributed": _unreachable,
     }
 
 
@@ -55,12 +62,26 @@ def emit_network(context: Context, network: Network, inputs: list[Value]) -> lis
             if not all(ref in values for ref in call):
                 rest.append((layer, node))
                 continue
+            mask = layer.masks[node] if node < len(layer.masks) else None
+            if mask is not None and mask not in values:
+                rest.append((layer, node))
+                continue
             given = [values[ref] for ref in call]
+            if mask is not None:
+                given = [replace(one, mask=values[mask].name) for one in given]
+            _check_count(layer, given)
             with context.build.layer(layer.name):
-                if layer.inner is not None:
+                if layer.kind == "operation":
+                    called = layer.config["calls"][node]
+                    operation = str(layer.config["operation"])
+                    found = [operations.emit(context, operation, called, given)]
+                elif layer.kind == "TimeDistributed":
+                    found = [_over_time(context, layer, given)]
+                elif layer.inner is not None:
                     found = emit_network(context, layer.inner, given)
                 else:
-                    found = [known[layer.kind](context, layer, given)]
+                    made = known[layer.kind](context, layer, given)
+                    found = [masking.follow(context, layer, given, made)]
             values |= {(layer.name, node, at): value for at, value in enumerate(found)}
         if len(rest) == len(waiting):
             names = ", ".join(f"`{layer.name}`" for layer, _ in rest[:5])
@@ -74,15 +95,28 @@ def emit_network(context: Context, network: Network, inputs: list[Value]) -> lis
     return [values[ref] for ref in network.outputs]
 
 
+def _check_count(layer: Layer, given: list[Value]) -> None:
+    """Raise UnsupportedError where a layer of one input gets several: initial states, for one."""
+    several = layer.inner is not None or layer.kind in ("operation", *merging.EMIT)
+    if len(given) != 1 and not several:
+        raise UnsupportedError(
+            f"layer `{layer.name}` ({layer.kind}) is called with {len(given)} tensors",
+            operators=(layer.kind,),
+            hint="initial states of recurrent layers are not supported yet",
+        )
+
+
 def refuse(model: KerasModel) -> None:
     """Raise UnsupportedError that names every layer that cannot be converted."""
     known = layers()
     wrong: dict[str, str] = {}
-    masks: list[str] = []
     stack = [model.network]
     while stack:
         for layer in stack.pop().layers:
             kinds = [layer.kind] if layer.inner is None else []
+            if layer.kind == "operation":
+                name = str(layer.config["operation"])
+                kinds = [] if name in operations.EMIT else [name]
             if "inner_kind" in layer.config:
                 kinds.append(str(layer.config["inner_kind"]))
             for kind in kinds:
@@ -90,8 +124,6 @@ def refuse(model: KerasModel) -> None:
                     wrong[layer.name] = kind
             if layer.inner is not None:
                 stack.append(layer.inner)
-            if layer.kind == "Embedding" and layer.config.get("mask_zero"):
-                masks.append(layer.name)
     if wrong:
         named = ", ".join(f"{kind} (`{name}`)" for name, kind in wrong.items())
         hint = "replace them by layers of Keras' own and save the model again"
@@ -104,12 +136,6 @@ def refuse(model: KerasModel) -> None:
             f"no ONNX form for the layers {named}",
             operators=tuple(dict.fromkeys(wrong.values())),
             hint=hint,
-        )
-    if masks:
-        raise UnsupportedError(
-            f"the layer `{masks[0]}` masks padded steps, which is not supported",
-            operators=("Embedding(mask_zero)",),
-            hint="where no input is padded, save the model with `mask_zero=False`",
         )
 
 
@@ -153,6 +179,38 @@ def input_specs(network: Network) -> list[tuple[str, str, tuple[Dimension, ...]]
         sizes: list[Dimension] = [None if size is None else int(size) for size in shape]
         found.append((name, dtype, tuple(sizes)))
     return found
+
+
+def _over_time(context: Context, layer: Layer, inputs: list[Value]) -> Value:
+    """Apply the inner layer or model to every step: batch and time become one axis, and two again."""
+    build, x = context.build, inputs[0]
+    time = x.shape[1]
+    step = tuple(x.shape[2:])
+    if any(size is None for size in step):
+        raise UnsupportedError(
+            f"layer `{layer.name}` repeats over steps of unknown size {step}",
+            operators=("TimeDistributed",),
+            hint="give the sizes of the input with `--input`",
+        )
+    flat = build.add("Reshape", x.name, build.shape_constant([-1, *(n or 0 for n in step)]))
+    one = Value(flat, (None, *step))
+    if layer.inner is not None:
+        (found,) = emit_network(context, layer.inner, [one])
+    else:
+        kind = str(layer.config["inner_kind"])
+        config = layer.config["inner_config"]
+        inner = Layer(name=layer.name, kind=kind, config=config, weights=layer.weights)
+        found = layers()[kind](context, inner, [one])
+    sizes = build.add("Shape", found.name, start=1)
+    outer = build.add("Shape", x.name, start=0, end=2)
+    name = build.add("Reshape", found.name, build.add("Concat", outer, sizes, axis=0))
+    return Value(name, (x.shape[0], time, *found.shape[1:]), x.mask)
+
+
+def _unreachable(_context: Context, layer: Layer, _inputs: list[Value]) -> Value:
+    raise UnsupportedError(
+        f"layer `{layer.name}` repeats a TimeDistributed over time", operators=(layer.kind,)
+    )
 
 
 def _identity(_context: Context, _layer: Layer, inputs: list[Any]) -> Any:

@@ -137,21 +137,27 @@ def _graph(
             f"the model has no input `{next(iter(given))}`",
             hint=f"its inputs are {', '.join(spec.name for spec in specs)}",
         )
-    context = Context(build=build, backend=model.backend or "tensorflow", version=model.version)
+    context = Context(
+        build=build,
+        backend=model.backend or "tensorflow",
+        version=model.version,
+        zeroes_masked=reading.zeroes_masked(model.written),
+    )
     values = []
     for spec in specs:
         assert spec.shape is not None
         name = build.input(spec.name, spec.dtype, spec.shape)
-        values.append(Value(name, tuple(s if isinstance(s, int) else None for s in spec.shape)))
+        sizes = tuple(s if isinstance(s, int) else None for s in spec.shape)
+        values.append(Value(name, sizes, dtype=spec.dtype))
     found = mapping.emit_network(context, model.network, values)
     outputs = []
     for name, value in zip(output_names(model), found, strict=True):
-        sizes: tuple[Dimension, ...] = value.shape
-        if sizes and sizes[0] is None and specs[0].shape:
-            sizes = (specs[0].shape[0], *sizes[1:])
-        dtype = "float32" if specs[0].dtype != "float64" else "float64"
-        build.output(name, value.name, dtype, sizes)
-        outputs.append(TensorSpec(name=name, dtype=dtype, shape=sizes))
+        inner: tuple[Dimension, ...] = value.shape
+        if inner and inner[0] is None and specs[0].shape:
+            inner = (specs[0].shape[0], *inner[1:])
+        dtype = "float64" if specs[0].dtype == "float64" else value.dtype
+        build.output(name, value.name, dtype, inner)
+        outputs.append(TensorSpec(name=name, dtype=dtype, shape=inner))
     return build, Signature(inputs=tuple(specs), outputs=tuple(outputs))
 
 

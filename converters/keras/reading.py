@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deploykit._plugins.converters.keras import operation_calls
 from deploykit._plugins.converters.keras.dialects import modern
 
 from deploykit.errors import SourceError, UnsupportedError
@@ -47,14 +48,27 @@ class Weights(dict[str, "Array"]):
         )
 
 
+@dataclass(frozen=True)
+class Calls:
+    """The inputs of each call of a layer, and the masks that calls are given by name."""
+
+    inputs: tuple[tuple[Ref, ...], ...] = ()
+    masks: tuple[Ref | None, ...] = ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """A layer in the words of Keras 2: `calls` are the inputs of each of its calls."""
+    """A layer in the words of Keras 2: `calls` are the inputs of each of its calls.
+
+    `masks` has the tensor that a call is given as its mask, as Keras 3 writes it. Where `kind` is
+    `operation` a function is called, and `config` says which (`operation`) and how (`calls`).
+    """
 
     name: str
     kind: str
     config: Mapping[str, Any]
     calls: tuple[tuple[Ref, ...], ...] = ()
+    masks: tuple[Ref | None, ...] = ()
     weights: Mapping[str, Array] = field(default_factory=dict)
     inner: Network | None = None
 
@@ -71,10 +85,14 @@ class Network:
 
 @dataclass(frozen=True, kw_only=True)
 class KerasModel:
-    """A model file: `backend` is None where a file of Keras 1 does not say it."""
+    """A model file: `backend` is None where a file of Keras 1 does not say it.
+
+    `written` is the version as the file has it, such as `2.2.4-tf`.
+    """
 
     path: Path
     version: int
+    written: str
     backend: str | None
     network: Network
 
@@ -107,6 +125,18 @@ def _damaged(path: Path, error: Exception) -> SourceError:
     )
 
 
+def zeroes_masked(written: str) -> bool | None:
+    """Whether a Bidirectional of the version `written` gives zeros in steps that do not count.
+
+    The Keras within TensorFlow and Keras 3 do, the one that stood alone until 2.3.1 does not. Both
+    kinds exist of TensorFlow's `2.2.4-tf` (1.12 to 2.1), for which None is returned.
+    """
+    number = [int(part) for part in re.findall(r"\d+", written)[:2]]
+    if written.endswith("-tf") and number == [2, 2]:
+        return None
+    return written.endswith("-tf") or number[:1] >= [3] or number >= [2, 4]
+
+
 # ---- the three containers
 
 
@@ -137,7 +167,7 @@ def _apart(path: Path, options: Mapping[str, str]) -> KerasModel:
         group = file.get("model_weights", file)
         version, backend = _said(file.attrs, group.attrs, config)
         if "layer_names" not in group.attrs:
-            return _model(path, config, 3, "tensorflow", _Paths(file, config))
+            return _model(path, config, "3", "tensorflow", _Paths(file, config))
         return _model(path, config, version, backend, _Groups(group))
 
 
@@ -163,7 +193,7 @@ def _archive(path: Path) -> KerasModel:
         config = _document(_member(archive, "config.json").decode("utf-8"))
         metadata = _document(_member(archive, "metadata.json").decode("utf-8"))
         content = _member(archive, "model.weights.h5")
-    version = 3 if str(metadata.get("keras_version", "3"))[:1] == "3" else 2
+    version = str(metadata.get("keras_version", "3"))
     with h5py.File(io.BytesIO(content), "r") as file:
         return _model(path, config, version, "tensorflow", _Paths(file, config))
 
@@ -187,7 +217,7 @@ def _document(text: str) -> dict[str, Any]:
 
 def _said(
     file: Mapping[str, Any], group: Mapping[str, Any], config: Mapping[str, Any]
-) -> tuple[int, str | None]:
+) -> tuple[str, str | None]:
     """Return the version of Keras and the backend that wrote the file, as far as it says."""
     version = next(
         (
@@ -201,7 +231,7 @@ def _said(
         (_text(one["backend"]) for one in (file, group, config) if one.get("backend") is not None),
         None,
     )
-    return int(version.split(".")[0]), backend
+    return version, backend
 
 
 def _text(value: Any) -> str:
@@ -282,8 +312,10 @@ class _Paths(_Groups):
         return {name: _array(value) for name, value in _datasets(self._file[place])}
 
     def nested(self, layer: str) -> _Groups:
-        place = f"{self._base}/{self._places.get(layer, layer)}/"
-        return _Paths(self._file, self._config[layer], place)
+        place, config = f"{self._base}/{self._places.get(layer, layer)}/", self._config[layer]
+        if config["class_name"] == "TimeDistributed":
+            place, config = f"{place}layer/", config["config"]["layer"]
+        return _Paths(self._file, config, place)
 
 
 def _snake(name: str) -> str:
@@ -331,12 +363,13 @@ def _listed(attributes: Any, name: str) -> list[Any]:
 
 
 def _model(
-    path: Path, config: dict[str, Any], version: int, backend: str | None, weights: _Groups
+    path: Path, config: dict[str, Any], written: str, backend: str | None, weights: _Groups
 ) -> KerasModel:
+    version = int(written.split(".")[0])
     if version >= 2 and backend is None:
         backend = "tensorflow"
     network = _network(config, version, weights)
-    return KerasModel(path=path, version=version, backend=backend, network=network)
+    return KerasModel(path=path, version=version, written=written, backend=backend, network=network)
 
 
 def _layer_list(config: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -356,12 +389,29 @@ def _network(config: Mapping[str, Any], version: int, weights: _Groups) -> Netwo
     layers = _layer_list(config)
     if config["class_name"] == "Sequential":
         return _sequential(name, layers, version, weights)
-    made = tuple(_layer(layer, version, weights, _calls(layer)) for layer in layers)
+    made = tuple(
+        _operation(layer)
+        if operation_calls.is_operation(layer)
+        else _layer(layer, version, weights, _calls(layer))
+        for layer in layers
+    )
     return Network(
         name=name,
         layers=made,
         inputs=_refs(inner["input_layers"]),
         outputs=_refs(inner["output_layers"]),
+    )
+
+
+def _operation(layer: Mapping[str, Any]) -> Layer:
+    name = operation_calls.operation_of(layer, _snake(str(layer["class_name"])))
+    inputs, calls = operation_calls.calls_of(layer)
+    return Layer(
+        name=config_name(layer),
+        kind="operation",
+        config={"operation": name, "calls": calls},
+        calls=tuple(inputs),
+        masks=(None,) * len(inputs),
     )
 
 
@@ -380,7 +430,7 @@ def _sequential(name: str, layers: list[dict[str, Any]], version: int, weights: 
                 first = _layer_list(first)[0]
             made.append(_first_input(first, str(config_name(layer)), version))
             previous = (made[0].name, 0, 0)
-        calls = () if previous is None else ((previous,),)
+        calls = Calls() if previous is None else Calls(((previous,),), (None,))
         made.append(_layer(layer, version, weights, calls))
         previous = (made[-1].name, 0, 0)
     if previous is None or not made:
@@ -424,16 +474,34 @@ def _is_model(layer: Mapping[str, Any]) -> bool:
     return layer["class_name"] in ("Sequential", "Model", "Functional")
 
 
-def _layer(
-    layer: Mapping[str, Any], version: int, weights: _Groups, calls: tuple[tuple[Ref, ...], ...]
-) -> Layer:
+def _layer(layer: Mapping[str, Any], version: int, weights: _Groups, called: Calls) -> Layer:
+    calls, masks = called.inputs, called.masks
     name = config_name(layer)
     if _is_model(layer):
         network = _network(layer, version, weights.nested(name))
-        return Layer(name=name, kind="Network", config={}, calls=calls, inner=network)
+        return Layer(name=name, kind="Network", config={}, calls=calls, masks=masks, inner=network)
+    repeated = layer["config"].get("layer") if layer["class_name"] == "TimeDistributed" else None
+    if isinstance(repeated, dict) and _is_model(repeated):
+        network = _network(repeated, version, weights.nested(name))
+        config = {"name": name}
+        return Layer(
+            name=name,
+            kind="TimeDistributed",
+            config=config,
+            calls=calls,
+            masks=masks,
+            inner=network,
+        )
     own = weights.of(name, str(layer["class_name"]))
     kind, config, values = modern(str(layer["class_name"]), dict(layer["config"]), own, version)
-    return Layer(name=name, kind=kind, config=config, calls=calls, weights=Weights(name, values))
+    return Layer(
+        name=name,
+        kind=kind,
+        config=config,
+        calls=calls,
+        masks=masks,
+        weights=Weights(name, values),
+    )
 
 
 def _refs(entries: Any) -> tuple[Ref, ...]:
@@ -444,22 +512,34 @@ def _refs(entries: Any) -> tuple[Ref, ...]:
     return tuple((str(name), int(node), int(tensor)) for name, node, tensor in entries)
 
 
-def _calls(layer: Mapping[str, Any]) -> tuple[tuple[Ref, ...], ...]:
-    calls = []
+def _calls(layer: Mapping[str, Any]) -> Calls:
+    """Return the tensors that go into each call of a layer, and the mask that some are given.
+
+    Raises UnsupportedError where a call has further tensors, such as initial states.
+    """
+    calls: list[tuple[Ref, ...]] = []
+    masks: list[Ref | None] = []
     for node in layer.get("inbound_nodes") or []:
+        mask: list[Ref] = []
         if isinstance(node, dict):
-            calls.append(tuple(_tensors([node.get("args"), node.get("kwargs")])))
-            continue
-        if node and isinstance(node[0], str):
-            node = [node]
-        extra = [part for entry in node for part in entry[3:] if part]
-        if any(_tensors(extra)) or any(isinstance(v, list) for one in extra for v in one.values()):
+            named = dict(node.get("kwargs") or {})
+            mask = list(_tensors(named.pop("mask", None)))
+            extra: list[Any] = [named, list(node.get("args") or [])[1:]]
+            further = any(True for _ in _tensors(extra))
+            calls.append(tuple(_tensors(node.get("args"))))
+        else:
+            if node and isinstance(node[0], str):
+                node = [node]
+            parts = [part for entry in node for part in entry[3:] if part]
+            further = any(isinstance(v, list) for one in parts for v in one.values())
+            calls.append(tuple((str(e[0]), int(e[1]), int(e[2])) for e in node))
+        if further or len(mask) > 1:
             raise UnsupportedError(
                 f"layer `{config_name(layer)}` is called with further tensors by keyword",
                 operators=(str(layer["class_name"]),),
             )
-        calls.append(tuple((str(e[0]), int(e[1]), int(e[2])) for e in node))
-    return tuple(calls)
+        masks.append(mask[0] if mask else None)
+    return Calls(tuple(calls), tuple(masks))
 
 
 def _tensors(value: Any) -> Iterator[Ref]:

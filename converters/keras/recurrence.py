@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from deploykit._plugins.converters.keras import activations
 from deploykit._plugins.converters.keras.emission import Context, Emit, Value
+from deploykit._plugins.converters.keras.masking import Steps
 from deploykit._plugins.converters.keras.reading import Layer
 
 from deploykit.errors import UnsupportedError
@@ -65,8 +66,9 @@ def _run(
     x: str,
     *,
     reverse: bool,
+    steps: Steps | None,
 ) -> tuple[str, str]:
-    """Append one direction over `x` [time, batch, features].
+    """Append one direction over `x` [time, batch, features], over those `steps` only that count.
 
     Returns the outputs [time, batch, units], in the order of time, and the last one [batch, units].
     """
@@ -87,21 +89,23 @@ def _run(
         more["linear_before_reset"] = int(bool(config.get("reset_after", is_double)))
     outputs, last, *_ = build.add_many(
         OPERATORS[kind],
-        x,
+        x if steps is None else steps.to_front(x),
         build.constant(kernel[None]),
         build.constant(recurrent[None]),
         build.constant(np.concatenate(parts)[None]),
+        "" if steps is None else steps.lengths,
         count=2,
         hidden_size=units,
         direction="reverse" if reverse else "forward",
         **_activations(context, layer, kind, config),
         **more,
     )
-    axis = build.shape_constant([1])
-    return (
-        build.add("Squeeze", outputs, axis),
-        build.add("Squeeze", last, build.shape_constant([0])),
-    )
+    outputs = build.add("Squeeze", outputs, build.shape_constant([1]))
+    if steps is not None and config.get("return_sequences"):
+        outputs = steps.spread(outputs, reverse=reverse)
+        if config.get("zero_output_for_mask"):
+            outputs = steps.only(outputs)
+    return outputs, build.add("Squeeze", last, build.shape_constant([0]))
 
 
 def _emit(kind: str) -> Emit:
@@ -120,9 +124,12 @@ def _one(
     x: Value,
 ) -> Value:
     build = context.build
-    steps = build.add("Transpose", x.name, perm=[1, 0, 2])
+    over_time = build.add("Transpose", x.name, perm=[1, 0, 2])
+    steps = Steps(context, x.mask) if x.mask else None
     back = bool(config.get("go_backwards"))
-    outputs, last = _run(context, layer, kind, config, weights, steps, reverse=back)
+    outputs, last = _run(
+        context, layer, kind, config, weights, over_time, reverse=back, steps=steps
+    )
     units = weights["recurrent"].shape[0]
     if not config.get("return_sequences"):
         return Value(last, (x.shape[0], units))
@@ -139,17 +146,44 @@ def _backwards(context: Context, x: str) -> str:
     return name
 
 
+def _is_mirrored(layer: Layer) -> bool:
+    """Whether the layer that runs backwards is otherwise the one that runs forwards."""
+    back = layer.config.get("backward_layer")
+    if back is None:
+        return True
+    one, other = layer.config["layer"], back
+    keys = ("units", "activation", "recurrent_activation", "use_bias", "reset_after")
+    return (
+        bool(one["class_name"] == other["class_name"])
+        and bool(other["config"].get("go_backwards"))
+        and all(
+            one["config"].get(key) == other["config"].get(key)
+            for key in (*keys, "return_sequences", "return_state", "zero_output_for_mask")
+        )
+    )
+
+
 def _bidirectional(context: Context, layer: Layer, inputs: list[Value]) -> Value:
     build, x = context.build, inputs[0]
     kind = str(layer.config["inner_kind"])
     config = layer.config["inner_config"]
-    if kind not in OPERATORS or config.get("go_backwards") or "backward_layer" in layer.config:
+    if kind not in OPERATORS or config.get("go_backwards") or not _is_mirrored(layer):
         raise UnsupportedError(
             f"layer `{layer.name}`: this kind of Bidirectional is not supported",
             operators=(f"Bidirectional({kind})",),
         )
-    steps = build.add("Transpose", x.name, perm=[1, 0, 2])
+    over_time = build.add("Transpose", x.name, perm=[1, 0, 2])
+    steps = Steps(context, x.mask) if x.mask else None
     sequences = bool(config.get("return_sequences"))
+    if steps is not None and sequences:
+        if context.zeroes_masked is None:
+            raise UnsupportedError(
+                f"layer `{layer.name}`: what it gives in masked steps depends on the version of "
+                "TensorFlow, which the file does not say",
+                operators=("Bidirectional(mask)",),
+                hint="load it in the TensorFlow that made it, and save it again with 2.2 or newer",
+            )
+        config = {**config, "zero_output_for_mask": context.zeroes_masked}
     found = []
     for side in ("forward", "backward"):
         own = {
@@ -157,7 +191,10 @@ def _bidirectional(context: Context, layer: Layer, inputs: list[Value]) -> Value
             for name, value in layer.weights.items()
             if name.startswith(f"{side}_")
         }
-        outputs, last = _run(context, layer, kind, config, own, steps, reverse=side == "backward")
+        back = side == "backward"
+        outputs, last = _run(
+            context, layer, kind, config, own, over_time, reverse=back, steps=steps
+        )
         if sequences:
             found.append(build.add("Transpose", outputs, perm=[1, 0, 2]))
         else:

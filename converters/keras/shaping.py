@@ -214,7 +214,10 @@ def _embedding(context: Context, layer: Layer, inputs: list[Value]) -> Value:
     table = layer.weights["table"]
     index = build.add("Cast", x.name, to=6)  # int32, as all backends cast
     name = build.add("Gather", build.constant(table), index, axis=0)
-    return Value(name, (*x.shape, table.shape[1]))
+    mask = ""
+    if layer.config.get("mask_zero"):
+        mask = build.add("Not", build.add("Equal", index, build.constant(0, dtype="int32")))
+    return Value(name, (*x.shape, table.shape[1]), mask)
 
 
 def _leaky(context: Context, layer: Layer, inputs: list[Value]) -> Value:
@@ -289,21 +292,6 @@ def _rescaling(context: Context, layer: Layer, inputs: list[Value]) -> Value:
     return Value(build.add("Add", name, build.constant(offset)), x.shape)
 
 
-def _time_distributed(context: Context, layer: Layer, inputs: list[Value]) -> Value:
-    kind = str(layer.config["inner_kind"])
-    pointwise = {"Dense": _dense, "Activation": _activation, "BatchNormalization": None}
-    emit = pointwise.get(kind)
-    if emit is None:
-        raise UnsupportedError(
-            f"layer `{layer.name}` repeats a {kind} over time, which is not supported",
-            operators=(f"TimeDistributed({kind})",),
-        )
-    inner = Layer(
-        name=layer.name, kind=kind, config=layer.config["inner_config"], weights=layer.weights
-    )
-    return emit(context, inner, inputs)
-
-
 EMIT: dict[str, Emit] = {
     "Dense": _dense,
     "TimeDistributedDense": _dense,
@@ -326,5 +314,4 @@ EMIT: dict[str, Emit] = {
     "Softmax": _softmax,
     "Normalization": _normalisation,
     "Rescaling": _rescaling,
-    "TimeDistributed": _time_distributed,
 }

@@ -361,19 +361,12 @@ def test_a_backend_against_the_files_own_word_is_refused(tmp_path: Path) -> None
     [
         (("Lambda", {"function": ["4wEAAAA=", None, None]}, []), "Lambda.*layer0"),
         (("Attention9", {}, []), "Attention9.*layer0"),
-        (("Masking", {"mask_value": 0.0}, []), "Masking"),
         (("Activation", {"activation": "my_own"}, []), "my_own"),
     ],
 )
 def test_what_has_no_onnx_form_is_named(layer: Any, match: str, tmp_path: Path) -> None:
     path = write(tmp_path / "m.h5", [layer], [3, 4])
     with pytest.raises(UnsupportedError, match=match):
-        dk.convert(path, tmp_path / "m.onnx")
-
-
-def test_a_masking_embedding_is_refused(tmp_path: Path) -> None:
-    path = write(tmp_path / "m.h5", [("Embedding", {"mask_zero": True}, [w(5, 3)])], [4])
-    with pytest.raises(UnsupportedError, match="mask"):
         dk.convert(path, tmp_path / "m.onnx")
 
 
@@ -410,3 +403,55 @@ def test_a_damaged_file_is_an_error_with_a_name(
         plugin.inspect(Source(location=str(path), format="keras/hdf5"))
     except DeploykitError:
         return
+
+
+def test_what_a_bidirectional_gives_in_masked_steps_depends_on_the_version(tmp_path: Path) -> None:
+    inner = {"class_name": "LSTM", "config": {"name": "l", "return_sequences": True}}
+    layers: list[tuple[str, dict[str, Any], list[Any]]] = [
+        ("Embedding", {"mask_zero": True, "input_dim": 5, "output_dim": 3}, [w(5, 3)]),
+        ("Bidirectional", {"layer": inner}, [w(3, 8), w(2, 8), w(8), w(3, 8), w(2, 8), w(8)]),
+    ]
+    words = np.array([[1, 0, 2, 0], [0, 3, 4, 0]], np.float32)
+    found = {}
+    for version in ("2.2.4", "2.4.0"):
+        path = write(tmp_path / f"{version}.h5", layers, [4], version=version)
+        assert dk.convert(path, tmp_path / f"{version}.onnx").verified
+        (found[version],) = run(tmp_path / f"{version}.onnx", {"layer0_input": words})
+    # of its own: the last output stays, and before the first step that counts there are zeros
+    np.testing.assert_array_equal(found["2.2.4"][0, 1, :2], found["2.2.4"][0, 0, :2])
+    np.testing.assert_array_equal(found["2.2.4"][1, 0, :2], 0)
+    np.testing.assert_array_equal(found["2.4.0"][words == 0], 0)
+    np.testing.assert_array_equal(found["2.2.4"][words != 0], found["2.4.0"][words != 0])
+    unknown = write(tmp_path / "u.h5", layers, [4], version="2.2.4-tf")
+    with pytest.raises(UnsupportedError, match="layer1"):
+        dk.convert(unknown, tmp_path / "u.onnx")
+
+
+@pytest.mark.parametrize("layer", ["LocallyConnected1D", "LocallyConnected2D"])
+@pytest.mark.parametrize("order", ["channels_last", "channels_first"])
+def test_a_kernel_for_each_place(layer: str, order: str, tmp_path: Path) -> None:
+    if layer == "LocallyConnected1D" and order == "channels_first":
+        pytest.skip("Keras has no such order for one axis")
+    shape: list[int | None]
+    config: dict[str, Any]
+    if layer == "LocallyConnected1D":
+        config = {"kernel_size": [3], "strides": [2], "activation": "relu"}
+        weights, shape = [w(4, 3 * 2, 5), w(4, 5)], [9, 2]
+    else:
+        config = {"kernel_size": [2, 3], "strides": [1, 2], "activation": "tanh"}
+        weights, shape = [w(3 * 2, 2 * 3 * 2, 4), w(3, 2, 4)], [4, 5, 2]
+        if order == "channels_first":
+            shape = [2, 4, 5]
+    path = write(tmp_path / "m.h5", [(layer, {**config, "data_format": order}, weights)], shape)
+    assert dk.convert(path, tmp_path / "m.onnx").verified
+    x = RANDOM.standard_normal((1, *(size or 1 for size in shape))).astype(np.float32)
+    (found,) = run(tmp_path / "m.onnx", {"layer0_input": x})
+    # by hand: the last place, whose window lies in the last corner
+    if layer == "LocallyConnected1D":
+        place = np.maximum(x[0, 6:9].reshape(-1) @ weights[0][3] + weights[1][3], 0)
+        np.testing.assert_allclose(found[0, 3], place, rtol=1e-5, atol=1e-6)
+        return
+    window = x[0, :, 2:4, 2:5] if order == "channels_first" else x[0, 2:4, 2:5]
+    place = np.tanh(window.reshape(-1) @ weights[0][5] + weights[1][2, 1])
+    at = found[0, :, 2, 1] if order == "channels_first" else found[0, 2, 1]
+    np.testing.assert_allclose(at, place, rtol=1e-5, atol=1e-6)
