@@ -21,6 +21,7 @@ FUNCTIONS = {
     "cast": "cast",
     "clip_by_value": "clip",
     "compat.v1.squeeze": "squeeze",
+    "compat.v1.transpose": "transpose",
     "concat": "concatenate",
     "expand_dims": "expand_dims",
     "identity": "identity",
@@ -83,6 +84,10 @@ ALIASES = {
     "slice_spec": "key",
 }
 IGNORED = ("name", "training", "out")
+KNOWN = (
+    *("x", "x1", "x2", "y", "a", "b", "xs", "values", "axis", "axes", "keepdims", "newshape"),
+    *("dtype", "x_min", "x_max", "key", "transpose_a", "transpose_b", "adjoint_a", "adjoint_b"),
+)
 
 
 @dataclass(frozen=True)
@@ -147,6 +152,12 @@ def calls_of(layer: Mapping[str, Any]) -> tuple[list[tuple[Ref, ...]], list[Call
         else:
             args, named = _older(layer, node, found)
         settings = {ALIASES.get(k, k): v for k, v in named.items() if k not in IGNORED}
+        for key, value in settings.items():
+            if key not in KNOWN and value not in (None, False):
+                raise UnsupportedError(
+                    f"a call of {layer['class_name']} has the argument `{key}`, which is not known",
+                    operators=(str(layer["class_name"]),),
+                )
         refs.append(tuple(found))
         calls.append(Call(args=tuple(args), settings=settings))
     return refs, calls

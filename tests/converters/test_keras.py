@@ -455,3 +455,14 @@ def test_a_kernel_for_each_place(layer: str, order: str, tmp_path: Path) -> None
     place = np.tanh(window.reshape(-1) @ weights[0][5] + weights[1][2, 1])
     at = found[0, :, 2, 1] if order == "channels_first" else found[0, 2, 1]
     np.testing.assert_allclose(at, place, rtol=1e-5, atol=1e-6)
+
+
+def test_functions_of_tensorflow_between_layers(tmp_path: Path) -> None:
+    """Made and computed by `tf_keras`; see `fixtures/make_legacy_keras_models.py`."""
+    path = Path(__file__).parents[1] / "fixtures" / "keras" / "functions_of_tensorflow.h5"
+    golden = np.load(path.with_suffix(".npz"))
+    assert dk.convert(path, tmp_path / "m.onnx").verified
+    found = run(tmp_path / "m.onnx", {"x": golden["in_x"], "words": golden["in_words"]})
+    assert len(found) == 4
+    for number, value in enumerate(found):
+        np.testing.assert_allclose(value, golden[f"out_{number}"], rtol=1e-4, atol=1e-5)
