@@ -49,3 +49,4 @@ class Context:
 
 
 Emit = Callable[[Context, Layer, list[Value]], Value]
+EmitSeveral = Callable[[Context, Layer, list[Value]], list[Value]]

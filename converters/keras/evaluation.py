@@ -51,6 +51,8 @@ class Evaluator:
         self.zeroes_masked = zeroes_masked
         self.mask: Array | None = None
         """Which steps of the layer at work count; it leaves here the mask of what it gives."""
+        self.states: tuple[Array, ...] = ()
+        """What the layer at work gives besides its output."""
 
     def network(self, network: Network, inputs: list[Masked]) -> list[Masked]:
         """Return the outputs of `network`, each with its mask."""
@@ -83,7 +85,7 @@ class Evaluator:
                 elif layer.inner is not None and layer.kind != "TimeDistributed":
                     found = self.network(layer.inner, given)
                 else:
-                    found = [self._layer(layer, given)]
+                    found = [self._layer(layer, given), *((one, None) for one in self.states)]
                 values.update({(name, node, at): one for at, one in enumerate(found)})
             return values[ref]
 
@@ -94,6 +96,7 @@ class Evaluator:
 
         masks = [mask for _, mask in given if mask is not None]
         self.mask = np.logical_and.reduce(masks) if masks else None
+        self.states = ()
         found = COMPUTE[layer.kind](self, layer, [x for x, _ in given])
         if layer.kind not in MASK_MAKERS and layer.kind not in MASK_KEEPERS:
             keeps = layer.kind in RECURRENT and found.ndim == 3
@@ -446,8 +449,9 @@ def _recurrence(
     x: Array,
     *,
     reverse: bool,
-) -> tuple[Array, Array]:
-    """Return all outputs [batch, time, units] in the order of time, and the last [batch, units]."""
+    initial: list[Array] | None = None,
+) -> tuple[Array, tuple[Array, ...]]:
+    """Return all outputs [batch, time, units] in the order of time, and the last states [batch, units]."""
     import numpy as np
 
     gate_name = "hard_sigmoid" if evaluator.version < 3 else "sigmoid"
@@ -484,10 +488,11 @@ def _recurrence(
     step = {"LSTM": lstm, "GRU": gru, "SimpleRNN": simple}[kind]
     zero = np.zeros((len(x), units))
     state: tuple[Array, ...] = (zero, zero) if kind == "LSTM" else (zero,)
+    state = tuple(initial) if initial else state
     steps = x.astype(np.float64).swapaxes(0, 1)
     if evaluator.mask is None:
         outputs, last = define.recurrent(steps, state, step, reverse=reverse)
-        return outputs.swapaxes(0, 1), last[0]
+        return outputs.swapaxes(0, 1), last
     counts = evaluator.mask.T[:, :, None]
     given = np.zeros_like(steps[..., :1].repeat(units, axis=-1))
     order = range(len(steps))[::-1] if reverse else range(len(steps))
@@ -496,17 +501,26 @@ def _recurrence(
         state = tuple(np.where(counts[t], a, b) for a, b in zip(new, state, strict=True))
         zeroed = config.get("zero_output_for_mask") and not counts[t].all()
         given[t] = np.where(counts[t], state[0], 0) if zeroed else state[0]
-    return given.swapaxes(0, 1), state[0]
+    return given.swapaxes(0, 1), state
 
 
 def _recurrent(evaluator: Evaluator, layer: Layer, inputs: list[Array]) -> Array:
     config = layer.config
     back = bool(config.get("go_backwards"))
     outputs, last = _recurrence(
-        evaluator, layer, layer.kind, config, layer.weights, inputs[0], reverse=back
+        evaluator,
+        layer,
+        layer.kind,
+        config,
+        layer.weights,
+        inputs[0],
+        reverse=back,
+        initial=inputs[1:],
     )
+    if config.get("return_state"):
+        evaluator.states = last
     if not config.get("return_sequences"):
-        return last
+        return last[0]
     return outputs[:, ::-1] if back else outputs
 
 
@@ -532,7 +546,7 @@ def _bidirectional(evaluator: Evaluator, layer: Layer, inputs: list[Array]) -> A
             inputs[0],
             reverse=side == "backward",
         )
-        both.append(outputs if config.get("return_sequences") else last)
+        both.append(outputs if config.get("return_sequences") else last[0])
     mode = layer.config.get("merge_mode", "concat")
     if mode == "concat":
         return np.concatenate(both, axis=-1)

@@ -79,6 +79,9 @@ def emit_network(context: Context, network: Network, inputs: list[Value]) -> lis
                     found = [_over_time(context, layer, given)]
                 elif layer.inner is not None:
                     found = emit_network(context, layer.inner, given)
+                elif layer.kind in recurrence.EMIT_SEVERAL:
+                    made, *states = recurrence.EMIT_SEVERAL[layer.kind](context, layer, given)
+                    found = [masking.follow(context, layer, given, made), *states]
                 else:
                     made = known[layer.kind](context, layer, given)
                     found = [masking.follow(context, layer, given, made)]
@@ -98,11 +101,12 @@ def emit_network(context: Context, network: Network, inputs: list[Value]) -> lis
 def _check_count(layer: Layer, given: list[Value]) -> None:
     """Raise UnsupportedError where a layer of one input gets several: initial states, for one."""
     several = layer.inner is not None or layer.kind in ("operation", *merging.EMIT)
-    if len(given) != 1 and not several:
+    states = recurrence.STATES.get(layer.kind, 0)
+    if len(given) not in (1, 1 + states) and not several:
         raise UnsupportedError(
             f"layer `{layer.name}` ({layer.kind}) is called with {len(given)} tensors",
             operators=(layer.kind,),
-            hint="initial states of recurrent layers are not supported yet",
+            hint="initial states are supported for LSTM, GRU and SimpleRNN",
         )
 
 

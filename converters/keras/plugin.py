@@ -1,16 +1,16 @@
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["onnx>=1.18", "numpy>=1.26", "h5py>=3.10"]
+# dependencies = ["onnx>=1.18", "numpy>=1.26", "h5py>=3.10", "pyyaml>=6"]
 #
 # [tool.deploykit]
 # name = "keras"
-# summary = "Keras 1, 2 and 3: HDF5, .keras, JSON with weights; backends TensorFlow, Theano and CNTK"
-# formats = ["keras/hdf5", "keras/json", "keras/v3"]
+# summary = "Keras 1, 2 and 3: HDF5, .keras, JSON or YAML with weights; backends TensorFlow, Theano and CNTK"
+# formats = ["keras/hdf5", "keras/json", "keras/yaml", "keras/v3"]
 # functions = ["inspect", "convert", "reference"]
 #
 # [tool.deploykit.settings]
 # backend = "theano, tensorflow or cntk: whose arithmetic a file of Keras 1 was made for"
-# weights = "the HDF5 file with the weights of an architecture in JSON (default: the only one beside it)"
+# weights = "the HDF5 file with the weights of an architecture in JSON or YAML (default: the only one beside it)"
 # ///
 """Keras to ONNX by our own reader and layer map: no framework, and the arithmetic of the file's own backend.
 

@@ -20,6 +20,7 @@ from deploykit._plugins.converters.keras import operation_calls
 from deploykit._plugins.converters.keras.dialects import modern
 
 from deploykit.errors import SourceError, UnsupportedError
+from deploykit.formats.yaml_document import parse_yaml
 
 if TYPE_CHECKING:
     import numpy as np
@@ -107,8 +108,8 @@ def read(location: str, format: str, options: Mapping[str, str]) -> KerasModel:
     try:
         if format == "keras/v3":
             return _archive(path)
-        if format == "keras/json":
-            return _apart(path, options)
+        if format in ("keras/json", "keras/yaml"):
+            return _apart(path, format, options)
         return _hdf5(path)
     except (KeyError, ValueError, TypeError, IndexError, AttributeError, OSError) as error:
         if isinstance(error, OSError) and error.filename is not None:
@@ -156,12 +157,15 @@ def _hdf5(path: Path) -> KerasModel:
         return _model(path, config, version, backend, _Groups(group))
 
 
-def _apart(path: Path, options: Mapping[str, str]) -> KerasModel:
+def _apart(path: Path, format: str, options: Mapping[str, str]) -> KerasModel:
     import h5py
 
     if path.stat().st_size > LARGEST_CONFIG:
         raise SourceError(f"`{path}` is too large for a Keras configuration")
-    config = _document(path.read_text(encoding="utf-8"))
+    if format == "keras/yaml":
+        config = parse_yaml(path.read_bytes())
+    else:
+        config = _document(path.read_text(encoding="utf-8"))
     weights = Path(options["weights"]) if "weights" in options else _weights_beside(path)
     with h5py.File(weights, "r") as file:
         group = file.get("model_weights", file)
@@ -524,15 +528,18 @@ def _calls(layer: Mapping[str, Any]) -> Calls:
         if isinstance(node, dict):
             named = dict(node.get("kwargs") or {})
             mask = list(_tensors(named.pop("mask", None)))
+            states = list(_tensors(named.pop("initial_state", None)))
             extra: list[Any] = [named, list(node.get("args") or [])[1:]]
             further = any(True for _ in _tensors(extra))
-            calls.append(tuple(_tensors(node.get("args"))))
+            calls.append((*_tensors(node.get("args")), *states))
         else:
             if node and isinstance(node[0], str):
                 node = [node]
-            parts = [part for entry in node for part in entry[3:] if part]
+            parts = [dict(part) for entry in node for part in entry[3:] if part]
+            given = [part.pop("initial_state", None) or [] for part in parts]
+            states = [ref for one in given for ref in _refs(one)]
             further = any(isinstance(v, list) for one in parts for v in one.values())
-            calls.append(tuple((str(e[0]), int(e[1]), int(e[2])) for e in node))
+            calls.append((*((str(e[0]), int(e[1]), int(e[2])) for e in node), *states))
         if further or len(mask) > 1:
             raise UnsupportedError(
                 f"layer `{config_name(layer)}` is called with further tensors by keyword",

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from deploykit._plugins.converters.keras import activations
-from deploykit._plugins.converters.keras.emission import Context, Emit, Value
+from deploykit._plugins.converters.keras.emission import Context, Emit, EmitSeveral, Value
 from deploykit._plugins.converters.keras.masking import Steps
 from deploykit._plugins.converters.keras.reading import Layer
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
+STATES = {"LSTM": 2, "GRU": 1, "SimpleRNN": 1}
 OPERATORS = {"LSTM": "LSTM", "GRU": "GRU", "SimpleRNN": "RNN"}
 
 ORDER = {"LSTM": (0, 3, 1, 2), "GRU": (0, 1, 2), "SimpleRNN": (0,)}
@@ -67,18 +68,16 @@ def _run(
     *,
     reverse: bool,
     steps: Steps | None,
-) -> tuple[str, str]:
+    states: list[Value] | None = None,
+) -> tuple[str, list[str]]:
     """Append one direction over `x` [time, batch, features], over those `steps` only that count.
 
-    Returns the outputs [time, batch, units], in the order of time, and the last one [batch, units].
+    Returns the outputs [time, batch, units], in the order of time, and the states after the last
+    step [batch, units], of which the first is the last output.
     """
     import numpy as np
 
     build = context.build
-    if config.get("return_state"):
-        raise UnsupportedError(
-            f"layer `{layer.name}` returns its state, which is not supported", operators=(kind,)
-        )
     kernel, recurrent = _gates(kind, weights["kernel"]), _gates(kind, weights["recurrent"])
     units = recurrent.shape[1]
     bias = weights.get("bias", np.zeros(kernel.shape[0], kernel.dtype))
@@ -87,14 +86,16 @@ def _run(
     more: dict[str, Any] = {}
     if kind == "GRU":
         more["linear_before_reset"] = int(bool(config.get("reset_after", is_double)))
-    outputs, last, *_ = build.add_many(
+    first = [build.add("Unsqueeze", one.name, build.shape_constant([0])) for one in states or []]
+    outputs, *last = build.add_many(
         OPERATORS[kind],
         x if steps is None else steps.to_front(x),
         build.constant(kernel[None]),
         build.constant(recurrent[None]),
         build.constant(np.concatenate(parts)[None]),
         "" if steps is None else steps.lengths,
-        count=2,
+        *first,
+        count=1 + STATES[kind],
         hidden_size=units,
         direction="reverse" if reverse else "forward",
         **_activations(context, layer, kind, config),
@@ -105,38 +106,34 @@ def _run(
         outputs = steps.spread(outputs, reverse=reverse)
         if config.get("zero_output_for_mask"):
             outputs = steps.only(outputs)
-    return outputs, build.add("Squeeze", last, build.shape_constant([0]))
+    axis = build.shape_constant([0])
+    return outputs, [build.add("Squeeze", one, axis) for one in last]
 
 
-def _emit(kind: str) -> Emit:
-    def emit(context: Context, layer: Layer, inputs: list[Value]) -> Value:
-        return _one(context, layer, kind, layer.config, layer.weights, inputs[0])
-
-    return emit
+def _alone(context: Context, layer: Layer, inputs: list[Value]) -> Value:
+    """Emit a recurrent layer within another, which passes no states."""
+    return _recurrent(context, layer, inputs)[0]
 
 
-def _one(
-    context: Context,
-    layer: Layer,
-    kind: str,
-    config: Mapping[str, Any],
-    weights: Mapping[str, Array],
-    x: Value,
-) -> Value:
-    build = context.build
+def _recurrent(context: Context, layer: Layer, inputs: list[Value]) -> list[Value]:
+    """Emit a recurrent layer: its output, and its states where it returns them."""
+    x, *states = inputs
+    build, kind, config, weights = context.build, layer.kind, layer.config, layer.weights
     over_time = build.add("Transpose", x.name, perm=[1, 0, 2])
     steps = Steps(context, x.mask) if x.mask else None
     back = bool(config.get("go_backwards"))
     outputs, last = _run(
-        context, layer, kind, config, weights, over_time, reverse=back, steps=steps
+        context, layer, kind, config, weights, over_time, reverse=back, steps=steps, states=states
     )
     units = weights["recurrent"].shape[0]
+    ends = [Value(name, (x.shape[0], units)) for name in last]
     if not config.get("return_sequences"):
-        return Value(last, (x.shape[0], units))
+        return [ends[0], *ends] if config.get("return_state") else ends[:1]
     if back:
         outputs = _backwards(context, outputs)  # in the order in which they were computed
     name = build.add("Transpose", outputs, perm=[1, 0, 2])
-    return Value(name, (x.shape[0], x.shape[1], units))
+    every = Value(name, (x.shape[0], x.shape[1], units))
+    return [every, *ends] if config.get("return_state") else [every]
 
 
 def _backwards(context: Context, x: str) -> str:
@@ -167,7 +164,8 @@ def _bidirectional(context: Context, layer: Layer, inputs: list[Value]) -> Value
     build, x = context.build, inputs[0]
     kind = str(layer.config["inner_kind"])
     config = layer.config["inner_config"]
-    if kind not in OPERATORS or config.get("go_backwards") or not _is_mirrored(layer):
+    plain = not config.get("go_backwards") and not config.get("return_state")
+    if kind not in OPERATORS or not plain or not _is_mirrored(layer):
         raise UnsupportedError(
             f"layer `{layer.name}`: this kind of Bidirectional is not supported",
             operators=(f"Bidirectional({kind})",),
@@ -198,7 +196,7 @@ def _bidirectional(context: Context, layer: Layer, inputs: list[Value]) -> Value
         if sequences:
             found.append(build.add("Transpose", outputs, perm=[1, 0, 2]))
         else:
-            found.append(last)
+            found.append(last[0])
     units = layer.weights["forward_recurrent"].shape[0]
     mode = layer.config.get("merge_mode", "concat")
     if mode == "concat":
@@ -215,6 +213,9 @@ def _bidirectional(context: Context, layer: Layer, inputs: list[Value]) -> Value
 
 
 EMIT: dict[str, Emit] = {
-    **{kind: _emit(kind) for kind in OPERATORS},
+    **dict.fromkeys(OPERATORS, _alone),
     "Bidirectional": _bidirectional,
 }
+
+EMIT_SEVERAL: dict[str, EmitSeveral] = dict.fromkeys(OPERATORS, _recurrent)
+"""Layers that may give several tensors."""

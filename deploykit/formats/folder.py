@@ -20,8 +20,6 @@ BESIDE = (
     ".sh",
     ".cfg",
     ".toml",
-    ".yaml",
-    ".yml",
     ".npz",
     ".npy",
     ".pdiparams.info",

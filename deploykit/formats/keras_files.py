@@ -1,4 +1,4 @@
-"""Keras: HDF5 files (1 and 2), `.keras` archives (3), and JSON with weights apart.
+"""Keras: HDF5 files (1 and 2), `.keras` archives (3), and JSON or YAML with weights apart.
 
 Of an HDF5 file only its attributes are read: the model's configuration is one of them.
 """
@@ -14,6 +14,7 @@ from deploykit.formats.content import LARGEST_DOCUMENT, Content, damaged, open_c
 from deploykit.formats.hdf5_attributes import MAGIC, check_end, find, text_attribute
 from deploykit.formats.json_document import parse
 from deploykit.formats.reading import Reading, counted
+from deploykit.formats.yaml_document import parse_yaml
 
 if TYPE_CHECKING:
     from deploykit.formats.zip_archive import Archive
@@ -66,10 +67,31 @@ def read_hdf5(content: Content) -> Reading:
     )
 
 
+def recognises_yaml(content: Content) -> bool:
+    """Whether the file is the YAML of a Keras model without its weights."""
+    head = bytes(content.view[:64]).lstrip()
+    starts = (b"backend:", b"class_name:", b"config:", b"keras_version:")
+    return head.startswith(starts) and all(
+        find(content, key) >= 0 for key in (b"class_name:", b"config:")
+    )
+
+
 def read_json(content: Content) -> Reading:
     """Read a model's JSON and find its weights. Raises SourceError where they are missing."""
+    return _read_apart(content, "keras/json", parse(content, "Keras configuration"))
+
+
+def read_yaml(content: Content) -> Reading:
+    """Read a model's YAML and find its weights. Raises SourceError where they are missing."""
+    try:
+        config = parse_yaml(content.document())
+    except ValueError as error:
+        raise damaged(content.path, "Keras configuration", error) from error
+    return _read_apart(content, "keras/yaml", config)
+
+
+def _read_apart(content: Content, format: str, config: dict[str, Any]) -> Reading:
     path = content.path
-    config = parse(content, "Keras configuration")
     weights = _weights_beside(path)
     if weights is None:
         raise SourceError(
@@ -81,7 +103,7 @@ def read_json(content: Content) -> Reading:
     if version := config.get("keras_version"):
         details["producer"] = f"Keras {shown(str(version))}"
     return Reading(
-        format="keras/json",
+        format=format,
         location=path,
         files=(path, weights),
         operators=_layers(config),

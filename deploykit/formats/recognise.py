@@ -36,6 +36,7 @@ READERS = {
     "paddle/pir": "paddle_pir.read",
     "keras/hdf5": "keras_files.read_hdf5",
     "keras/json": "keras_files.read_json",
+    "keras/yaml": "keras_files.read_yaml",
     "keras/v3": "keras_files.read_archive",
     "mxnet/symbol": "mxnet_files.read",
     "caffe/caffemodel": "caffe_files.read_caffe",
@@ -51,7 +52,7 @@ cost more time than everything else here."""
 PARTS = {
     "Paddle parameters": "its program (`.pdmodel`, `.json` or `__model__`)",
     "MXNet parameters": "its symbol (`-symbol.json`)",
-    "Keras weights": "its configuration (`.json`)",
+    "Keras weights": "its configuration (`.json` or `.yaml`)",
 }
 """Files that are a part of a model, and what the other part is."""
 
@@ -97,6 +98,8 @@ def classify(content: Content) -> str | None:
         return "xdl/graph"
     if caffe_files.recognises_prototxt(content):
         return "caffe/caffemodel"
+    if first in b"bck" and _is_keras_yaml(content):
+        return "keras/yaml"
     if first in b"\x80(c]}l" and _is_pickle(content):
         return "pytorch/state_dict"
     if first == 0x12 and _is_mxnet(content):
@@ -139,6 +142,12 @@ def _json(content: Content) -> str | None:
     if mxnet_files.recognises_symbol(content):
         return "mxnet/symbol"
     return "keras/json" if keras_files.recognises_json(content) else None
+
+
+def _is_keras_yaml(content: Content) -> bool:
+    from deploykit.formats import keras_files
+
+    return keras_files.recognises_yaml(content)
 
 
 def _is_pickle(content: Content) -> bool:

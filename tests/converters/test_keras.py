@@ -466,3 +466,58 @@ def test_functions_of_tensorflow_between_layers(tmp_path: Path) -> None:
     assert len(found) == 4
     for number, value in enumerate(found):
         np.testing.assert_allclose(value, golden[f"out_{number}"], rtol=1e-4, atol=1e-5)
+
+
+# ---- YAML, as `model.to_yaml()` of Keras 1 and 2 wrote it
+
+
+def yaml_of(folder: Path, text: str) -> Path:
+    """Write an architecture in YAML and weights of one dense layer beside it."""
+    path = folder / "architecture.yaml"
+    path.write_text(text)
+    with h5py.File(folder / "weights.h5", "w") as file:
+        file.attrs["layer_names"] = [b"dense_1"]
+        group = file.create_group("dense_1")
+        group.create_dataset("dense_1/kernel:0", data=np.arange(6, dtype=np.float32).reshape(3, 2))
+        group.attrs["weight_names"] = [b"dense_1/kernel:0"]
+    return path
+
+
+YAML = """backend: tensorflow
+class_name: Sequential
+config:
+- class_name: Dense
+  config:
+    activation: linear
+    batch_input_shape: !!python/tuple [null, 3]
+    name: dense_1
+    units: 2
+    use_bias: false
+keras_version: 2.2.4
+"""
+
+
+def test_an_architecture_in_yaml(tmp_path: Path) -> None:
+    path = yaml_of(tmp_path, YAML)
+    assert dk.inspect(tmp_path).format == "keras/yaml"
+    assert dk.convert(path, tmp_path / "m.onnx").verified
+    (found,) = run(tmp_path / "m.onnx", {"dense_1_input": [[1, 2, 3]]})
+    np.testing.assert_array_equal(found, [[16, 22]])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        YAML.replace("!!python/tuple [null, 3]", "!!python/object/apply:os.getcwd []"),
+        YAML[: YAML.index("config:")] + "config: [",
+        "backend: a\nclass_name: b\nconfig: &a [1, *a]\n",
+        "backend: x\nclass_name: y\na0: &a0 [1,1,1,1,1,1,1,1,1,1]\n"
+        + "".join(f"a{n}: &a{n} [{','.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 12))
+        + "config: *a11\n",
+    ],
+    ids=["code", "cut", "endless", "laughs"],
+)
+def test_yaml_that_is_none_of_keras_is_refused(text: str, tmp_path: Path) -> None:
+    path = yaml_of(tmp_path, text)
+    with pytest.raises(SourceError, match="Keras configuration"):
+        dk.convert(path, tmp_path / "m.onnx")

@@ -16,7 +16,10 @@ from deploykit.errors import UnsupportedError
 pytestmark = pytest.mark.environment
 
 MAKE_MODELS = Path(__file__).resolve().parent.parent / "fixtures" / "make_keras_models.py"
-NAMES = ("masked_last", "masked_both_ways", "masked_values", "every_frame", "functions")
+NAMES = (
+    *("masked_last", "masked_both_ways", "masked_values"),
+    *("every_frame", "functions", "translator"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +49,7 @@ def test_a_model_gives_what_keras_gives(made: Path, name: str, suffix: str, tmp_
         np.testing.assert_allclose(value, golden[f"out_{number}"], rtol=1e-4, atol=1e-5)
 
 
-def test_initial_states_are_refused_and_not_forgotten(made: Path, tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedError, match="gru"):
-        dk.convert(made / "started.keras", tmp_path / "out.onnx")
+def test_a_layer_called_with_further_tensors_is_refused(made: Path, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="multi_head_attention"):
+        dk.convert(made / "attended.keras", tmp_path / "out.onnx")
     assert not (tmp_path / "out.onnx").exists()
