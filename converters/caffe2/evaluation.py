@@ -72,10 +72,30 @@ def _convolution(op: Operator, ins: list[Array]) -> Array:
         weight,
         ins[2] if len(ins) > 2 else None,
         strides=_two(op, "stride", 1),
-        pads=_edges(op),
+        pads=_ruled(op, ins[0].shape[2:]),
         dilations=_two(op, "dilation", 1),
         groups=op.integer("group", 1),
     )
+
+
+def _ruled(op: Operator, sizes: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Return what is added before and after each axis, by the net's rule where it has one."""
+    rule = op.integer("legacy_pad", 0)
+    if rule == 0:
+        return _edges(op)
+    found = []
+    for size, k, s, d in zip(
+        sizes, _two(op, "kernel", 1), _two(op, "stride", 1), _two(op, "dilation", 1), strict=True
+    ):
+        reach = d * (k - 1) + 1
+        if rule == 1:
+            found.append((0, 0))
+        elif rule == 2:
+            needed = ((size + s - 1) // s - 1) * s + reach - size
+            found.append((needed // 2, needed - needed // 2))
+        else:
+            found.append((0, -(size - k) % s))
+    return found
 
 
 def _transposed(op: Operator, ins: list[Array]) -> Array:
@@ -97,9 +117,8 @@ def _pooling(op: Operator, ins: list[Array]) -> Array:
     if op.integer("global_pooling", 0):
         found: Array = (x.max if largest else x.mean)(axis=(2, 3), keepdims=True)
         return found
-    kernel, strides, edges = _two(op, "kernel", 1), _two(op, "stride", 1), _edges(op)
-    if op.integer("legacy_pad", 0) == 3:
-        edges = [(0, -(n - k) % s) for n, k, s in zip(x.shape[2:], kernel, strides, strict=True)]
+    kernel, strides = _two(op, "kernel", 1), _two(op, "stride", 1)
+    edges = _ruled(op, x.shape[2:])
     if largest:
         return define.max_pool(x, kernel, strides=strides, pads=edges)
     counted = edges if op.integer("count_include_pad", 0) else None

@@ -64,13 +64,8 @@ def window(op: Operator, rank: int = 2) -> tuple[list[int], list[int], list[int]
     """Return kernel, strides, dilations and pads (befores, then afters) of a window.
 
     `ConvPoolOpBase` of Caffe2: one number for all (`kernel`, `stride`, `pad`), a list for all axes,
-    or one for each side. Raises UnsupportedError for the padding modes of before 2016.
+    or one for each side. The padding rules of old nets are not in the pads; see `padding`.
     """
-    if op.integer("legacy_pad", 0) not in (0, 3):
-        raise UnsupportedError(
-            f"operator `{op.outputs[0]}` pads by the rule {op.integer('legacy_pad', 0)} of old Caffe2",
-            operators=(f"{op.kind}(legacy_pad)",),
-        )
 
     def sizes(name: str, several: str, sides: tuple[str, ...], default: int) -> list[int]:
         listed: list[int] = op.integers(several)
@@ -87,6 +82,37 @@ def window(op: Operator, rank: int = 2) -> tuple[list[int], list[int], list[int]
     if op.integers("pads") and len(pads) == rank:
         pads = pads * 2
     return kernel, strides, dilations, pads
+
+
+def padding(op: Operator) -> dict[str, Any]:
+    """Return ONNX's padding attributes of a window, by the rule `legacy_pad` where the net has one.
+
+    `LegacyPadding` of `conv_pool_op_base.h`: 0 by the pads, 1 VALID, 2 SAME with the larger half at
+    the end, 3 Caffe's (pooling only). Raises UnsupportedError for what has no form in ONNX.
+    """
+    kernel, strides, dilations, pads = window(op)
+    rule = op.integer("legacy_pad", 0)
+    if rule in (0, 3):
+        return {"pads": pads}
+    reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
+    if rule not in (1, 2) or (
+        rule == 2 and any(r < s for r, s in zip(reach, strides, strict=True))
+    ):
+        raise UnsupportedError(
+            f"operator `{op.outputs[0]}` pads by the rule {rule} of old Caffe2",
+            operators=(f"{op.kind}(legacy_pad)",),
+        )
+    if rule == 1:
+        return {"auto_pad": "VALID"}
+    if all(stride == 1 for stride in strides):
+        before = [(one - 1) // 2 for one in reach]
+        return {"pads": [*before, *(one - 1 - b for one, b in zip(reach, before, strict=True))]}
+    if any(one > 1 for one in dilations):
+        raise UnsupportedError(  # ONNX Runtime has no kernel for it
+            f"operator `{op.outputs[0]}` has strides, dilation and the padding SAME",
+            operators=(f"{op.kind}(legacy_pad)",),
+        )
+    return {"auto_pad": "SAME_UPPER"}
 
 
 def _is_last(op: Operator) -> bool:
@@ -108,7 +134,12 @@ def _around(emit: Emit) -> Emit:
 
 @_around
 def _convolution(build: GraphBuilder, op: Operator, ins: list[Value]) -> list[Value]:
-    kernel, strides, dilations, pads = window(op)
+    kernel, strides, dilations, _ = window(op)
+    if op.integer("legacy_pad", 0) == 3:
+        raise UnsupportedError(
+            f"operator `{op.outputs[0]}` pads a convolution as old Caffe pools",
+            operators=("Conv(legacy_pad)",),
+        )
     weight = ins[1].name
     if _is_last(op):  # the kernel has the channels last as well
         weight = build.add("Transpose", weight, perm=[0, 3, 1, 2])
@@ -118,7 +149,7 @@ def _convolution(build: GraphBuilder, op: Operator, ins: list[Value]) -> list[Va
         kernel_shape=kernel,
         strides=strides,
         dilations=dilations,
-        pads=pads,
+        **padding(op),
         group=op.integer("group", 1),
     )
     return [Value(name, rank=4)]
@@ -128,6 +159,11 @@ def _transposed(build: GraphBuilder, op: Operator, ins: list[Value]) -> list[Val
     if _is_last(op):
         raise UnsupportedError(
             f"operator `{op.outputs[0]}` transposes a convolution in NHWC", operators=(op.kind,)
+        )
+    if op.integer("legacy_pad", 0):
+        raise UnsupportedError(
+            f"operator `{op.outputs[0]}` pads a transposed convolution by a rule of old Caffe2",
+            operators=("ConvTranspose(legacy_pad)",),
         )
     kernel, strides, _, pads = window(op)
     extra = op.integers("adjs") or [
@@ -168,7 +204,7 @@ def _pooling(build: GraphBuilder, op: Operator, ins: list[Value]) -> list[Value]
         ins[0].name,
         kernel_shape=kernel,
         strides=strides,
-        pads=pads,
+        **padding(op),
         ceil_mode=int(ceil) or None,
         count_include_pad=None if largest else op.integer("count_include_pad", 0),
     )
