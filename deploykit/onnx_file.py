@@ -103,7 +103,7 @@ def write_model(
     """
     import onnx
 
-    small = model.ByteSize() <= largest
+    small = _bytes_of(model) <= largest
     _take_shapes(model, onnx.shape_inference.infer_shapes(_without_weights(model), data_prop=True))
     _name_axes(model)
     target = Path(path)
@@ -146,6 +146,13 @@ def write_streamed(
         onnx.checker.check_model(os.fspath(temporary), full_check=True)
         temporary.replace(target)
     return signature_of(model)
+
+
+def _bytes_of(model: onnx.ModelProto) -> int:
+    """Return the size of the weights and of all else in `model`, which may be beyond 2 GB."""
+    weights = sum(tensor.ByteSize() for tensor in model.graph.initializer)
+    # protobuf cannot even tell the size of a message beyond its limit
+    return weights if weights > LARGEST_MESSAGE else max(weights, model.ByteSize())
 
 
 @contextlib.contextmanager
