@@ -150,9 +150,9 @@ def write_streamed(
 
 def _bytes_of(model: onnx.ModelProto) -> int:
     """Return the size of the weights and of all else in `model`, which may be beyond 2 GB."""
-    weights = sum(tensor.ByteSize() for tensor in model.graph.initializer)
+    weights = sum(int(tensor.ByteSize()) for tensor in model.graph.initializer)
     # protobuf cannot even tell the size of a message beyond its limit
-    return weights if weights > LARGEST_MESSAGE else max(weights, model.ByteSize())
+    return weights if weights > LARGEST_MESSAGE else int(model.ByteSize())
 
 
 @contextlib.contextmanager

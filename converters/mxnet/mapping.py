@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
 
+from deploykit._plugins.converters.mxnet import arrays, spatial
+from deploykit._plugins.converters.mxnet.emission import Emit, Sizes, Value, broadcast
 from deploykit._plugins.converters.mxnet.network import (
     Network,
     data_inputs,
@@ -19,30 +19,20 @@ from deploykit.errors import UnsupportedError, UsageError
 from deploykit.graph_building import GraphBuilder
 from deploykit.protocol import Dimension, TensorSpec
 
-Sizes = tuple[int | None, ...]
-
-
-@dataclass(frozen=True)
-class Value:
-    """A tensor: its name in the graph and its shape, None where a size is not fixed."""
-
-    name: str
-    shape: Sizes
-
-    @property
-    def rank(self) -> int:
-        return len(self.shape)
-
-
-Emit = Callable[[GraphBuilder, Node, list[Value]], "list[Value]"]
-
 UNARY = {
     **dict.fromkeys(
-        ("BlockGrad", "stop_gradient", "identity", "_copy", "MakeLoss", "make_loss", "Dropout"),
+        (
+            "BlockGrad",
+            "stop_gradient",
+            "identity",
+            "_copy",
+            "MakeLoss",
+            "make_loss",
+            "IdentityAttachKLSparseReg",
+        ),
         "Identity",
     ),
     **dict.fromkeys(("LinearRegressionOutput", "MAERegressionOutput", "SVMOutput"), "Identity"),
-    "IdentityAttachKLSparseReg": "Identity",
     "LogisticRegressionOutput": "Sigmoid",
     "sigmoid": "Sigmoid",
     "relu": "Relu",
@@ -99,7 +89,16 @@ REDUCTIONS = {
     "prod": "ReduceProd",
 }
 
-SAME_SHAPE = (*UNARY, "BatchNorm", "BatchNorm_v1", "Activation", "LeakyReLU", "InstanceNorm", "LRN")
+SAME_SHAPE = (
+    *UNARY,
+    "Dropout",
+    "BatchNorm",
+    "BatchNorm_v1",
+    "Activation",
+    "LeakyReLU",
+    "InstanceNorm",
+    "LRN",
+)
 SAME_SHAPE += ("SoftmaxActivation", "softmax", "clip", "Cast", "L2Normalization")
 
 
@@ -244,18 +243,10 @@ def _unary(operator: str) -> Emit:
     return emit_one
 
 
-def _broadcast(shapes: Sequence[Sizes]) -> Sizes:
-    rank = max(len(shape) for shape in shapes)
-    padded = [(1,) * (rank - len(shape)) + shape for shape in shapes]
-    return tuple(
-        next((size for size in sizes if size != 1), 1) for sizes in zip(*padded, strict=True)
-    )
-
-
 def _binary(operator: str) -> Emit:
     def emit_one(build: GraphBuilder, _node: Node, ins: list[Value]) -> list[Value]:
         name = build.add(operator, *(one.name for one in ins))
-        return [Value(name, _broadcast([one.shape for one in ins]))]
+        return [Value(name, broadcast([one.shape for one in ins]))]
 
     return emit_one
 
@@ -267,78 +258,6 @@ def _scalar(operator: str, left: bool) -> Emit:
         return [Value(build.add(operator, *pair), ins[0].shape)]
 
     return emit_one
-
-
-def _per_axis(value: tuple[int, ...], rank: int, default: int) -> list[int]:
-    return list(value) if value else [default] * rank
-
-
-def _convolved(size: int | None, kernel: int, stride: int, pad: int, dilate: int) -> int | None:
-    return None if size is None else (size + 2 * pad - (kernel - 1) * dilate - 1) // stride + 1
-
-
-def _layout(node: Node) -> None:
-    layout = node.value("layout", "None")
-    if layout not in ("None", "NCW", "NCHW", "NCDHW"):
-        raise UnsupportedError(
-            f"node `{node.name}` has the layout {layout}", operators=(f"{node.op}({layout})",)
-        )
-
-
-def _convolution(build: GraphBuilder, node: Node, ins: list[Value]) -> list[Value]:
-    _layout(node)
-    kernel = list(node.value("kernel", (1,)))
-    rank = len(kernel)
-    strides = _per_axis(node.value("stride", ()), rank, 1)
-    pads = _per_axis(node.value("pad", ()), rank, 0)
-    dilations = _per_axis(node.value("dilate", ()), rank, 1)
-    name = build.add(
-        "Conv",
-        *(one.name for one in ins),
-        kernel_shape=kernel,
-        strides=strides,
-        pads=pads * 2,
-        dilations=dilations,
-        group=node.value("num_group", 1),
-    )
-    sizes = [
-        _convolved(size, *rest)
-        for size, *rest in zip(ins[0].shape[2:], kernel, strides, pads, dilations, strict=True)
-    ]
-    return [Value(name, (ins[0].shape[0], node.value("num_filter", 1), *sizes))]
-
-
-def _deconvolution(build: GraphBuilder, node: Node, ins: list[Value]) -> list[Value]:
-    _layout(node)
-    if node.value("target_shape", ()) and any(node.value("target_shape", ())):
-        raise UnsupportedError(
-            f"node `{node.name}` asks for a target shape",
-            operators=("Deconvolution(target_shape)",),
-        )
-    kernel = list(node.value("kernel", (1,)))
-    rank = len(kernel)
-    strides = _per_axis(node.value("stride", ()), rank, 1)
-    pads = _per_axis(node.value("pad", ()), rank, 0)
-    dilations = _per_axis(node.value("dilate", ()), rank, 1)
-    extra = _per_axis(node.value("adj", ()), rank, 0)
-    given = ins[:2] if node.value("no_bias", True) else ins
-    name = build.add(
-        "ConvTranspose",
-        *(one.name for one in given),
-        kernel_shape=kernel,
-        strides=strides,
-        pads=pads * 2,
-        dilations=dilations,
-        output_padding=extra,
-        group=node.value("num_group", 1),
-    )
-    sizes = [
-        None if size is None else (size - 1) * s - 2 * p + (k - 1) * d + 1 + e
-        for size, k, s, p, d, e in zip(
-            ins[0].shape[2:], kernel, strides, pads, dilations, extra, strict=True
-        )
-    ]
-    return [Value(name, (ins[0].shape[0], node.value("num_filter", 1), *sizes))]
 
 
 def _fully_connected(build: GraphBuilder, node: Node, ins: list[Value]) -> list[Value]:
@@ -405,84 +324,6 @@ def _leaky(build: GraphBuilder, node: Node, ins: list[Value]) -> list[Value]:
     return [Value(name, x.shape)]
 
 
-def _batch_norm(build: GraphBuilder, node: Node, ins: list[Value]) -> list[Value]:
-    x, gamma, beta, mean, variance = ins
-    if node.value("axis", 1) % x.rank != 1:
-        raise UnsupportedError(
-            f"node `{node.name}` normalises another axis than 1", operators=("BatchNorm(axis)",)
-        )
-    scale = gamma.name
-    if node.value("fix_gamma", True):
-        scale = build.constant([1.0] * int(gamma.shape[0] or 0), dtype="float32")
-    name = build.add(
-        "BatchNormalization",
-        *(x.name, scale, beta.name, mean.name, variance.name),
-        epsilon=node.value("eps", 1e-3),
-    )
-    return [Value(name, x.shape)]
-
-
-def _pooling(build: GraphBuilder, node: Node, ins: list[Value]) -> list[Value]:
-    _layout(node)
-    x = ins[0]
-    kind = node.value("pool_type", "max")
-    if kind not in ("max", "avg"):
-        raise UnsupportedError(
-            f"node `{node.name}` pools by {kind}", operators=(f"Pooling({kind})",)
-        )
-    if node.value("global_pool", False):
-        operator = "GlobalMaxPool" if kind == "max" else "GlobalAveragePool"
-        return [Value(build.add(operator, x.name), (*x.shape[:2], *[1] * (x.rank - 2)))]
-    kernel = list(node.value("kernel", (1,)))
-    rank = len(kernel)
-    strides = _per_axis(node.value("stride", ()), rank, 1)
-    pads = _per_axis(node.value("pad", ()), rank, 0)
-    convention = node.value("pooling_convention", "valid")
-    if convention not in ("valid", "full"):
-        raise UnsupportedError(
-            f"node `{node.name}` pools by the convention {convention}",
-            operators=(f"Pooling({convention})",),
-        )
-    sizes: list[int | None] = []
-    over: list[int | None] = []
-    for size, k, s, p in zip(x.shape[2:], kernel, strides, pads, strict=True):
-        if size is None:
-            sizes.append(None)
-            over.append(None)
-            continue
-        rest = size + 2 * p - k
-        count = (-(-rest // s) if convention == "full" else rest // s) + 1
-        sizes.append(count)
-        over.append(max((count - 1) * s + k - size - 2 * p, 0))
-    if any(e is not None and p + e >= k for e, p, k in zip(over, pads, kernel, strict=True)):
-        raise UnsupportedError(
-            f"node `{node.name}` pools windows that lie wholly outside of its input of this size",
-            operators=("Pooling(full)",),
-        )
-    common: dict[str, Any] = {"kernel_shape": kernel, "strides": strides}
-    known = [one for one in over if one is not None]
-    if len(known) == rank:
-        ends = [p + e for p, e in zip(pads, known, strict=True)]
-    else:
-        ends, common["ceil_mode"] = pads, int(convention == "full") or None
-    if kind == "max":
-        name = build.add("MaxPool", x.name, pads=[*pads, *ends], **common)
-    elif ends == pads and "ceil_mode" not in common:
-        counted = int(node.value("count_include_pad", True))
-        name = build.add(
-            "AveragePool", x.name, pads=[*pads, *ends], count_include_pad=counted, **common
-        )
-    else:
-        # the padding counts, what the last windows reach beyond it does not
-        inner, outer = x.name, [*pads, *ends]
-        if node.value("count_include_pad", True) and any(pads):
-            edges = [0, 0, *pads, 0, 0, *pads]
-            inner = build.add("Pad", x.name, build.shape_constant(edges))
-            outer = [0] * rank + [e - p for e, p in zip(ends, pads, strict=True)]
-        name = build.add("AveragePool", inner, pads=outer, **common)
-    return [Value(name, (*x.shape[:2], *sizes))]
-
-
 def _softmax_head(build: GraphBuilder, node: Node, ins: list[Value]) -> list[Value]:
     x = ins[0]
     if node.value("multi_output", False):
@@ -508,6 +349,11 @@ def _softmax_activation(build: GraphBuilder, node: Node, ins: list[Value]) -> li
 def _softmax(operator: str) -> Emit:
     def emit_one(build: GraphBuilder, node: Node, ins: list[Value]) -> list[Value]:
         x = ins[0].name
+        if len(ins) > 1:
+            raise UnsupportedError(
+                f"node `{node.name}` is a softmax over parts of given length",
+                operators=(f"{node.op}(use_length)",),
+            )
         temperature = node.value("temperature", 1.0)
         if temperature != 1.0:
             x = build.add("Div", x, build.constant(temperature))
@@ -661,6 +507,14 @@ def _slice_axis(build: GraphBuilder, node: Node, ins: list[Value]) -> list[Value
     ]
 
 
+def _dropout(_build: GraphBuilder, node: Node, ins: list[Value]) -> list[Value]:
+    if node.value("mode", "training") == "always":
+        raise UnsupportedError(
+            f"node `{node.name}` drops values at inference too", operators=("Dropout(always)",)
+        )
+    return [ins[0]]
+
+
 def _clip(build: GraphBuilder, node: Node, ins: list[Value]) -> list[Value]:
     bounds = (build.constant(node.value(key, 0.0)) for key in ("a_min", "a_max"))
     return [Value(build.add("Clip", ins[0].name, *bounds), ins[0].shape)]
@@ -670,66 +524,6 @@ def _embedding(build: GraphBuilder, _node: Node, ins: list[Value]) -> list[Value
     index = build.add("Cast", ins[0].name, to=7)  # int64: MXNet feeds indices as floats
     name = build.add("Gather", ins[1].name, index, axis=0)
     return [Value(name, (*ins[0].shape, ins[1].shape[1]))]
-
-
-def _lrn(build: GraphBuilder, node: Node, ins: list[Value]) -> list[Value]:
-    name = build.add(
-        "LRN",
-        ins[0].name,
-        alpha=node.value("alpha", 1e-4),
-        beta=node.value("beta", 0.75),
-        bias=node.value("knorm", 2.0),
-        size=node.value("nsize", 5),
-    )
-    return [Value(name, ins[0].shape)]
-
-
-def _upsampling(build: GraphBuilder, node: Node, ins: list[Value]) -> list[Value]:
-    x, scale = ins[0], node.value("scale", 1)
-    if node.value("sample_type", "nearest") != "nearest" or len(ins) != 1:
-        raise UnsupportedError(
-            f"node `{node.name}` does not repeat pixels", operators=("UpSampling",)
-        )
-    scales = build.constant([1.0, 1.0, *[float(scale)] * (x.rank - 2)], dtype="float32")
-    name = build.add(
-        "Resize",
-        *(x.name, "", scales),
-        mode="nearest",
-        coordinate_transformation_mode="asymmetric",
-        nearest_mode="floor",
-    )
-    sizes = tuple(None if size is None else size * scale for size in x.shape[2:])
-    return [Value(name, (*x.shape[:2], *sizes))]
-
-
-def _pad(build: GraphBuilder, node: Node, ins: list[Value]) -> list[Value]:
-    x, width = ins[0], node.value("pad_width", ())
-    modes = {"constant": "constant", "edge": "edge", "reflect": "reflect"}
-    mode = modes.get(node.value("mode", "constant"), "")
-    before, after = list(width[0::2]), list(width[1::2])
-    value = build.constant(node.value("constant_value", 0.0)) if mode == "constant" else ""
-    name = build.add("Pad", x.name, build.shape_constant([*before, *after]), value, mode=mode)
-    shape = tuple(
-        None if size is None else size + a + b
-        for size, a, b in zip(x.shape, before, after, strict=True)
-    )
-    return [Value(name, shape)]
-
-
-def _normalise(build: GraphBuilder, node: Node, ins: list[Value]) -> list[Value]:
-    x, mode = ins[0], node.value("mode", "instance")
-    axes = {"instance": range(1, x.rank), "channel": range(1, 2), "spatial": range(2, x.rank)}[mode]
-    square = build.add("Mul", x.name, x.name)
-    total = build.add("ReduceSum", square, build.shape_constant(list(axes)), keepdims=1)
-    norm = build.add("Sqrt", build.add("Add", total, build.constant(node.value("eps", 1e-10))))
-    return [Value(build.add("Div", x.name, norm), x.shape)]
-
-
-def _instance_norm(build: GraphBuilder, node: Node, ins: list[Value]) -> list[Value]:
-    name = build.add(
-        "InstanceNormalization", *(one.name for one in ins), epsilon=node.value("eps", 1e-3)
-    )
-    return [Value(name, ins[0].shape)]
 
 
 def _sum_all(build: GraphBuilder, _node: Node, ins: list[Value]) -> list[Value]:
@@ -742,18 +536,16 @@ def operators() -> dict[str, Emit]:
 
 
 _OPERATORS: dict[str, Emit] = {
+    **spatial.EMIT,
+    **arrays.EMIT,
     **{op: _unary(name) for op, name in UNARY.items()},
     **{op: _binary(name) for op, name in BINARY.items()},
     **{f"_{op}_scalar": _scalar(*how) for op, how in SCALAR.items()},
     **{f"_{op.capitalize()}Scalar": _scalar(*how) for op, how in SCALAR.items()},
     **{op: _reduction(name) for op, name in REDUCTIONS.items()},
-    **dict.fromkeys(("Convolution", "Convolution_v1"), _convolution),
-    "Deconvolution": _deconvolution,
     "FullyConnected": _fully_connected,
     "Activation": _activation,
     "LeakyReLU": _leaky,
-    **dict.fromkeys(("BatchNorm", "BatchNorm_v1"), _batch_norm),
-    **dict.fromkeys(("Pooling", "Pooling_v1"), _pooling),
     **dict.fromkeys(("SoftmaxOutput", "Softmax"), _softmax_head),
     "SoftmaxActivation": _softmax_activation,
     "softmax": _softmax("Softmax"),
@@ -768,11 +560,7 @@ _OPERATORS: dict[str, Emit] = {
     "squeeze": _squeeze,
     "slice_axis": _slice_axis,
     "clip": _clip,
+    "Dropout": _dropout,
     "Embedding": _embedding,
-    "LRN": _lrn,
-    "UpSampling": _upsampling,
-    **dict.fromkeys(("Pad", "pad"), _pad),
-    "L2Normalization": _normalise,
-    "InstanceNorm": _instance_norm,
     **dict.fromkeys(("add_n", "ElementWiseSum", "_sum"), _sum_all),
 }

@@ -245,6 +245,29 @@ OPERATORS: dict[str, tuple[str, dict[str, Any], dict[str, Any], list[tuple[int, 
         f"broadcast {op}": (f"broadcast_{op}", {}, {}, [(2, 3, 4), (2, 1, 4)])
         for op in ("add", "sub", "mul", "div", "maximum")
     },
+    "layer norm": ("LayerNorm", {"eps": 0.01}, {"gamma": w(4), "beta": w(4)}, [(2, 3, 4)]),
+    "dot": ("dot", {"transpose_b": True}, {"weight": w(5, 4)}, [(3, 4)]),
+    "batch dot": ("batch_dot", {"transpose_a": True}, {}, [(2, 4, 3), (2, 4, 5)]),
+    "batch dot turned": ("batch_dot", {"transpose_b": True}, {}, [(2, 3, 4), (2, 5, 4)]),
+    "slice with steps": (
+        "slice",
+        {"begin": (None, 1, -3), "end": (None, None, -1), "step": (1, 2, 1)},
+        {},
+        [(2, 6, 5)],
+    ),
+    "slice old": ("crop", {"begin": (0, 1), "end": (1, 3)}, {}, [(2, 6)]),
+    "cast": ("Cast", {"dtype": "int32"}, {}, [(2, 6)]),
+    "take": ("take", {}, {"weight": w(4)}, [(2, 6)]),
+    "stack": ("stack", {"axis": 1, "num_args": 2}, {}, [(2, 3), (2, 3)]),
+    "tile": ("tile", {"reps": (2, 3)}, {}, [(2, 3, 4)]),
+    "where": ("where", {}, {}, [(2, 3), (2, 3), (2, 3)]),
+    "greater": ("broadcast_greater", {}, {"weight": w(1, 3)}, [(2, 3)]),
+    "lesser scalar": ("_lesser_equal_scalar", {"scalar": 0.5}, {}, [(2, 3)]),
+    "square": ("square", {}, {}, [(2, 3)]),
+    "hard sigmoid": ("hard_sigmoid", {"alpha": 0.3}, {}, [(2, 3)]),
+    "root of width": ("_contrib_div_sqrt_dim", {}, {}, [(2, 3, 4)]),
+    "depth to space": ("depth_to_space", {"block_size": 2}, {}, [(2, 8, 3, 2)]),
+    "space to depth": ("space_to_depth", {"block_size": 2}, {}, [(2, 2, 4, 6)]),
 }
 
 
@@ -361,3 +384,22 @@ def test_missing_parameters_are_named(tmp_path: Path) -> None:
     (tmp_path / "net-0003.params").unlink()
     with pytest.raises(SourceError, match=r"net-0000\.params"):
         dk.convert(path, tmp_path / "o.onnx")
+
+
+@pytest.mark.parametrize(
+    ("op", "attrs", "inputs"),
+    [
+        ("Dropout", {"mode": "always"}, 1),
+        ("softmax", {"use_length": True}, 2),
+        ("LayerNorm", {"axis": 1}, 3),
+        ("take", {"mode": "wrap"}, 2),
+    ],
+)
+def test_a_form_that_would_come_out_wrong_is_refused(
+    op: str, attrs: dict[str, Any], inputs: int, tmp_path: Path
+) -> None:
+    path = write(tmp_path, op, attrs, {}, inputs)
+    specs = tuple(parse_input(f"x{n}:float32[batch,4,5]") for n in range(inputs))
+    source = Source(location=str(path), format="mxnet/symbol", inputs=specs)
+    with pytest.raises(UnsupportedError, match="node"):
+        plugin.convert(ConvertRequest(source=source, output=str(tmp_path / "o.onnx")))
