@@ -1,0 +1,141 @@
+"""Lookups and pooling as ONNX nodes: ids to rows, rows to one vector for each row of the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from deploykit._plugins.converters.xdl.sparse import Pooled
+from deploykit._plugins.converters.xdl.tables import Table
+
+from deploykit.graph_building import GraphBuilder
+
+
+def is_contiguous(table: Table) -> bool:
+    """Whether the ids are numbers in a row, so that a subtraction gives the row."""
+    if table.is_pair or not len(table.keys):
+        return False
+    return int(table.keys[-1]) - int(table.keys[0]) + 1 == len(table.keys)
+
+
+def look_up(build: GraphBuilder, table: Table, ids: list[str]) -> list[str]:
+    """Append the lookup of each list of `ids` ([n] int64, or [n, 2]) and return their vectors [n, width].
+
+    An id that the table lacks gives zeros, as a row does that XDL has not trained.
+    """
+    if not len(table.keys):
+        return [_zeros(build, table, one) for one in ids]
+    keys = build.constant(table.keys, f"{table.name}/ids")
+    rows = build.constant(table.rows, f"{table.name}/rows")
+    if len(ids) == 1 or is_contiguous(table):
+        return [_vectors(build, table, rows, *_place(build, table, keys, one)) for one in ids]
+    # one search for all features that share the table
+    sizes = build.add("Concat", *(_count(build, one) for one in ids), axis=0)
+    every = build.add("Concat", *ids, axis=0)
+    vectors = _vectors(build, table, rows, *_place(build, table, keys, every))
+    return list(build.add_many("Split", vectors, sizes, count=len(ids), axis=0))
+
+
+def _count(build: GraphBuilder, ids: str) -> str:
+    """Return the length of the first axis, as a list of one number."""
+    return build.add("Slice", build.add("Shape", ids), *map(build.shape_constant, ([0], [1])))
+
+
+def _zeros(build: GraphBuilder, table: Table, ids: str) -> str:
+    width = build.shape_constant([table.width])
+    shape = build.add("Concat", _count(build, ids), width, axis=0)
+    return build.add("Expand", build.constant(0.0, dtype="float32"), shape)
+
+
+def _vectors(build: GraphBuilder, table: Table, rows: str, place: str, found: str) -> str:
+    vectors = build.add("Gather", rows, place, axis=0)
+    seen = build.add("Unsqueeze", found, build.shape_constant([1]))
+    return build.add("Where", seen, vectors, build.constant(0.0, dtype="float32"))
+
+
+def _place(build: GraphBuilder, table: Table, keys: str, ids: str) -> tuple[str, str]:
+    """Return the row of each id, and whether it is there (else the row is any)."""
+    count = len(table.keys)
+    zero = build.constant(0, dtype="int64")
+    if is_contiguous(table):
+        gap = build.add("Sub", ids, build.constant(int(table.keys[0]), dtype="int64"))
+        last = build.constant(count - 1, dtype="int64")
+        found = build.add(
+            "And", build.add("GreaterOrEqual", gap, zero), build.add("LessOrEqual", gap, last)
+        )
+        return build.add("Where", found, gap, zero), found
+    last = build.constant(count - 1, dtype="int64")
+    halves = _halves(build, table, ids)
+    columns = [build.constant(table.keys[:, at], f"{table.name}/ids{at}") for at in (0, 1)] if (
+        table.is_pair
+    ) else [keys]
+    place = build.add("Expand", zero, build.add("Shape", halves[0]))
+    step = 1 << max((count - 1).bit_length() - 1, 0)
+    while step and count > 1:
+        # the largest place whose key is not beyond the id, bit by bit
+        further = build.add("Add", place, build.constant(step, dtype="int64"))
+        further = build.add("Min", further, last)
+        here = [build.add("Gather", column, further, axis=0) for column in columns]
+        place = build.add("Where", _not_beyond(build, here, halves), further, place)
+        step >>= 1
+    same = [
+        build.add("Equal", build.add("Gather", column, place, axis=0), half)
+        for column, half in zip(columns, halves, strict=True)
+    ]
+    return place, same[0] if len(same) == 1 else build.add("And", *same)
+
+
+def _halves(build: GraphBuilder, table: Table, ids: str) -> list[str]:
+    if not table.is_pair:
+        return [ids]
+    return [build.add("Gather", ids, build.constant(at, dtype="int64"), axis=1) for at in (0, 1)]
+
+
+def _not_beyond(build: GraphBuilder, keys: list[str], ids: list[str]) -> str:
+    if len(keys) == 1:
+        return build.add("LessOrEqual", keys[0], ids[0])
+    lower = build.add("LessOrEqual", keys[1], ids[1])
+    tie = build.add("And", build.add("Equal", keys[0], ids[0]), lower)
+    return build.add("Or", build.add("Less", keys[0], ids[0]), tie)
+
+
+def pool(
+    build: GraphBuilder, pooled: Pooled, vectors: str, width: int, inputs: Mapping[str, str]
+) -> str:
+    """Append the sum (or mean) of `vectors` [n, width] over each segment; return [rows, width].
+
+    Sums are differences of one running sum in float64: linear in time and memory, whatever the
+    lengths of the segments. Ends that lie beyond the ids are cut, a segment that ends before it
+    begins is empty.
+    """
+    if pooled.index is not None:
+        vectors = build.add("Gather", vectors, inputs[pooled.index.name], axis=0)
+    zero, first = build.constant(0, dtype="int64"), build.shape_constant([0])
+    length = build.add("Slice", build.add("Shape", vectors), first, build.shape_constant([1]))
+    count = build.add("Squeeze", length, first)
+    wide = build.add("Cast", vectors, to=11)
+    if pooled.values is not None:
+        # no values at all stand for ones
+        given = build.add("Cast", inputs[pooled.values.name], to=11)
+        none = build.add("Equal", build.add("Shape", given), first)
+        missing = build.add("Where", none, length, first)
+        ones = build.add("Expand", build.constant(1.0, dtype="float64"), missing)
+        weights = build.add("Concat", given, ones, axis=0)
+        wide = build.add("Mul", wide, build.add("Unsqueeze", weights, build.shape_constant([1])))
+    running = build.add("CumSum", wide, build.constant(0, dtype="int32"))
+    nothing = build.constant([[0.0] * width], dtype="float64")
+    running = build.add("Concat", nothing, running, axis=0)
+    ends = build.add("Cast", inputs[pooled.segments.name], to=7)
+    ends = build.add("Clip", ends, zero, count)
+    begins = build.add("Slice", ends, first, build.shape_constant([-1]))
+    begins = build.add("Concat", first, begins, axis=0)
+    begins = build.add("Slice", begins, first, build.add("Shape", ends))  # an empty batch has none
+    total = build.add(
+        "Sub", build.add("Gather", running, ends, axis=0), build.add("Gather", running, begins, axis=0)
+    )
+    lengths = build.add("Unsqueeze", build.add("Sub", ends, begins), build.shape_constant([1]))
+    if pooled.average:
+        least = build.add("Max", lengths, build.constant(1, dtype="int64"))
+        total = build.add("Div", total, build.add("Cast", least, to=11))
+    some = build.add("Greater", lengths, zero)
+    total = build.add("Where", some, total, build.constant(0.0, dtype="float64"))
+    return build.add("Cast", total, to=1)

@@ -1,0 +1,125 @@
+"""Sizes that XDL feeds to a TensorFlow graph as tensors, worked out from the batch instead.
+
+Models written for XDL take the targets of their Reshape operators as inputs: `[-1, 18]`,
+`[-1, 100, 18]`. Where the exporter knew all sizes but one, or all but the batch and one more, the
+target follows from the data, and the input is not needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from deploykit._plugins.converters.xdl.dense import TensorNetwork
+from deploykit._plugins.converters.xdl.graph_def import Ref, Shape, TensorNode, tensor_reference
+from deploykit._plugins.converters.xdl.tensor_values import Value
+
+from deploykit.graph_building import GraphBuilder
+
+
+@dataclass(frozen=True)
+class Reshapes:
+    """Targets by the name of their input: sizes, None for the batch where -1 stands for another.
+
+    `anchor` is an input whose rows are the batch. `ranks` are what the targets say of the shape of
+    inputs that nobody else knows.
+    """
+
+    targets: Mapping[str, tuple[int | None, ...]]
+    anchor: str
+    ranks: Mapping[str, int]
+
+    @property
+    def is_ragged(self) -> bool:
+        """Whether a target has the batch and a length, so that lengths vary from call to call."""
+        return any(None in target for target in self.targets.values())
+
+
+def find(network: TensorNetwork, sizes: list[str], vectors: list[str]) -> Reshapes:
+    """Return the targets among the inputs `sizes` that follow from the inputs `vectors`."""
+    known = {tensor_reference(name): True for name in network.inputs}
+    users: dict[Ref, list[tuple[TensorNode, int]]] = {}
+    for node in network.graph.walk(network.wanted, known):
+        for at, ref in enumerate(node.inputs):
+            users.setdefault(ref, []).append((node, at))
+    shapes: dict[str, Shape] = {}
+    for name in sizes:
+        found = users.get(tensor_reference(name), [])
+        if found and all(node.op == "Reshape" and at == 1 for node, at in found):
+            shape = _unified([node.shape() for node, _ in found])
+            if shape is not None and shape.count(None) in (1, 2):
+                shapes[name] = shape
+    anchor = _anchor(network, vectors, users, shapes)
+    targets: dict[str, tuple[int | None, ...]] = {}
+    for name, shape in shapes.items():
+        if shape.count(None) == 1:
+            targets[name] = tuple(-1 if size is None else size for size in shape)
+        elif anchor and shape[0] is None:
+            targets[name] = (None, *(-1 if size is None else size for size in shape[1:]))
+    ranks = {}
+    for name in network.inputs:
+        for node, at in users.get(tensor_reference(name), []):
+            shape = node.shape()
+            if node.op == "Reshape" and at == 0 and shape:
+                ranks.setdefault(name, len(shape))
+    return Reshapes(targets=targets, anchor=anchor, ranks=ranks)
+
+
+def _unified(shapes: list[Shape | None]) -> Shape | None:
+    """Return the sizes that all of `shapes` agree on; None where they differ or one is unknown."""
+    several = [shape for shape in shapes if shape is not None]
+    if len(several) != len(shapes) or len({len(shape) for shape in several}) != 1:
+        return None
+    found: list[int | None] = []
+    for sizes in zip(*several, strict=True):
+        fixed = {size for size in sizes if size is not None}
+        if len(fixed) > 1:
+            return None
+        found.append(fixed.pop() if fixed else None)
+    return tuple(found)
+
+
+def _anchor(
+    network: TensorNetwork,
+    vectors: list[str],
+    users: Mapping[Ref, list[tuple[TensorNode, int]]],
+    shapes: Mapping[str, Shape],
+) -> str:
+    """Return a vector input with one row for each row of the batch: reshaped to what it is already."""
+    by_ref = {tensor_reference(name): shape for name, shape in shapes.items()}
+    for name in vectors:
+        own = network.spec(name).shape
+        found = users.get(tensor_reference(name), [])
+        reshaped = [node for node, at in found if node.op == "Reshape" and at == 0]
+        if own is None or own[0] is not None or None in own[1:]:
+            continue
+        targets = [by_ref.get(node.inputs[1]) for node in reshaped]
+        if reshaped and all(target is not None and target == own for target in targets):
+            return name
+    return ""
+
+
+def emit(build: GraphBuilder, reshapes: Reshapes, values: dict[Ref, Value]) -> None:
+    """Put the targets into `values`, computed from the anchor, which is there already."""
+    import numpy as np
+
+    for name, target in reshapes.targets.items():
+        if None not in target:
+            array = np.array(target, np.int32)
+            values[tensor_reference(name)] = Value(
+                build.constant(array, name), "int32", array.shape, array
+            )
+            continue
+        shape = build.add("Shape", values[tensor_reference(reshapes.anchor)].name)
+        batch = build.add("Slice", shape, build.shape_constant([0]), build.shape_constant([1]))
+        rest = build.shape_constant([int(size) for size in target[1:] if size is not None])
+        joined = build.add("Concat", batch, rest, axis=0)
+        values[tensor_reference(name)] = Value(joined, "int64", (len(target),))
+
+
+def evaluate(reshapes: Reshapes, values: dict[str, object], rows: int) -> None:
+    """Put the targets into `values` for a batch of `rows`."""
+    import numpy as np
+
+    for name, target in reshapes.targets.items():
+        values[name] = np.array([rows if size is None else size for size in target], np.int32)
