@@ -31,19 +31,60 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
+FLOAT32, FLOAT64 = 1, 11
+"""ONNX's numbers of the dtypes."""
+
+CANCELLING = 1000.0
+"""How many times larger than its deviation a mean is that float32 cannot subtract well."""
+
 BACKENDS = ("TFBackendOp", "TFBackEndOp", "MxnetBackendOp", "MxnetBackendOP")
 
 
 class JoinedBuilder(GraphBuilder):
-    """A graph in which the inputs of the dense network are values that were computed before it."""
+    """A graph in which the inputs of the dense network are values that were computed before it.
+
+    While `wide`, whatever is a float32 is computed in float64, and outputs are float32 again.
+    """
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
         self.joined: dict[str, str] = {}
+        self.wide = False
 
     def input(self, name: str, dtype: str, shape: Sequence[Dimension]) -> str:
         """Declare an input, or return the value that stands for it."""
-        return self.joined.get(name) or super().input(name, dtype, shape)
+        found = self.joined.get(name) or super().input(name, dtype, shape)
+        return super().add("Cast", found, to=FLOAT64) if self.wide and dtype == "float32" else found
+
+    def constant(self, value: Any, name: str = "", dtype: str | None = None) -> str:
+        """Hold a constant; see `GraphBuilder.constant`."""
+        import numpy as np
+
+        array = np.asarray(value, dtype=dtype)
+        if self.wide and array.dtype == np.float32:
+            array = array.astype(np.float64)
+        elif array.dtype == np.float64 and not self.wide:
+            return super().constant(value, name, dtype)
+        return super().constant(array, name)
+
+    def add(self, operator: str, *inputs: str, **attributes: Any) -> str:
+        """Append a node; see `GraphBuilder.add`. Few runtimes have a PRelu of float64."""
+        if self.wide and operator in ("PRelu", "LeakyRelu"):
+            zero = self.constant(0.0, dtype="float64")
+            slope = inputs[1] if operator == "PRelu" else self.constant(attributes["alpha"])
+            below = super().add("Mul", super().add("Min", inputs[0], zero), slope)
+            return super().add("Add", super().add("Max", inputs[0], zero), below)
+        if self.wide and operator == "Cast" and attributes.get("to") == FLOAT32:
+            attributes["to"] = FLOAT64
+        return super().add(operator, *inputs, **attributes)
+
+    def output(
+        self, name: str, value: str, dtype: str, shape: Sequence[Dimension] | None = None
+    ) -> None:
+        """Declare an output."""
+        if self.wide and dtype == "float32":
+            value = super().add("Cast", value, to=FLOAT32)
+        super().output(name, value, dtype, shape)
 
 
 @dataclass(frozen=True)
@@ -123,7 +164,29 @@ class SymbolNetwork:
     ) -> list[TensorSpec]:
         model = assemble(self.symbol, dict(weights))
         symbol_mapping.refuse(model)
+        build.wide = bool(self.cancelling(weights))
         return symbol_mapping.emit(build, model, specs)
+
+    def cancelling(self, weights: Mapping[str, Array]) -> tuple[str, ...]:
+        """Return the batch normalisations that subtract means far larger than what is left.
+
+        In float32 little is left of the digits then, and no two runtimes agree.
+        """
+        import numpy as np
+
+        found = []
+        used = needed(self.symbol)
+        for at, node in enumerate(self.symbol.nodes):
+            if at in used and node.op.startswith("BatchNorm") and len(node.inputs) == 5:
+                mean, variance = (
+                    weights.get(self.symbol.nodes[one].name) for one, _ in node.inputs[3:]
+                )
+                if mean is None or variance is None or mean.shape != variance.shape:
+                    continue
+                deviation = np.sqrt(np.abs(variance.astype(np.float64)) + node.value("eps", 1e-3))
+                if mean.size and (np.abs(mean) / deviation).max() > CANCELLING:
+                    found.append(node.name)
+        return tuple(found)
 
     def evaluate(self, values: Mapping[str, Array]) -> dict[str, Array]:
         # whatever is a weight or an input: the definition only looks names up

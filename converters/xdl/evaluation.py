@@ -58,7 +58,7 @@ def compute(source: Pooled | Taken, feed: Mapping[str, Array], tables: Mapping[s
         if len(weights) != len(rows):
             raise ValueError(f"`{source.values.name}` has {len(weights)} values for {len(rows)} ids")
         rows = rows * weights[:, None]
-    ends = np.clip(feed[source.segments.name], 0, len(rows))
+    ends = np.clip(feed[source.segments.name].reshape(-1), 0, len(rows))
     found = np.zeros((len(ends), rows.shape[1]))
     begin = 0
     for at, end in enumerate(ends):

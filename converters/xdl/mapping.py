@@ -124,7 +124,9 @@ def pool(
     running = build.add("CumSum", wide, build.constant(0, dtype="int32"))
     nothing = build.constant([[0.0] * width], dtype="float64")
     running = build.add("Concat", nothing, running, axis=0)
-    ends = build.add("Cast", inputs[pooled.segments.name], to=7)
+    # a sequence has its ends in a matrix
+    ends = build.add("Reshape", inputs[pooled.segments.name], build.shape_constant([-1]))
+    ends = build.add("Cast", ends, to=7)
     ends = build.add("Clip", ends, zero, count)
     begins = build.add("Slice", ends, first, build.shape_constant([-1]))
     begins = build.add("Concat", first, begins, axis=0)

@@ -118,7 +118,7 @@ def assemble(
         tables=tables,
         lookups=lookups,
         reshapes=reshapes,
-        notes=(*notes, *_told(network, reshapes, tables)),
+        notes=(*notes, *_told(network, arrays, reshapes, tables), *_weak(reshapes, vectors, pooled)),
     )
 
 
@@ -128,6 +128,7 @@ def _pooled(source: Pooled | Taken) -> Pooled:
 
 def _told(
     network: dense.TensorNetwork | dense.SymbolNetwork,
+    weights: Mapping[str, Array],
     reshapes: reshaping.Reshapes | None,
     tables: Mapping[str, Table],
 ) -> list[str]:
@@ -142,10 +143,20 @@ def _told(
     if isinstance(network, dense.SymbolNetwork):
         notes.append("batch normalisation uses its moving statistics; sizes of the training batch "
                      "are dynamic")
+        if wide := network.cancelling(weights):
+            notes.append(f"computed in float64: {', '.join(wide)} subtract means that float32 cannot")
     searched = [name for name, one in tables.items() if not mapping.is_contiguous(one)]
     if searched:
         notes.append(f"ids of {', '.join(searched)} are scattered: verify with real ones (`--sample`)")
     return notes
+
+
+def _weak(
+    reshapes: reshaping.Reshapes | None, vectors: list[str], pooled: bool
+) -> list[str]:
+    if reshapes is None or not pooled or not any(reshapes.history(name) for name in vectors):
+        return []
+    return ["batch, length and rows of a sequence belong together: verify with real ones (`--sample`)"]
 
 
 def _uses_batch(network: dense.TensorNetwork) -> bool:
@@ -190,14 +201,11 @@ def build(
     builder = dense.JoinedBuilder(model.name)
     specs: list[TensorSpec] = []
     lists = outside(model)
-    pairs = {
-        _pooled(one).ids.name for one in model.lookups.values() if model.tables[_pooled(one).table].is_pair
-    }
-    ragged = bool(lists) or (model.reshapes is not None and model.reshapes.is_ragged)
+    shapes = _list_shapes(model)
     for one in lists:
-        shape: tuple[Dimension, ...] = (None, 2) if one.name in pairs else (None,)
-        specs.append(_told_by_user(TensorSpec(name=one.name, dtype=one.dtype, shape=shape), given))
-    direct = [_told_by_user(_spec(model, name, ragged, given), given) for name in model.direct()]
+        spec = TensorSpec(name=one.name, dtype=one.dtype, shape=shapes[one.name])
+        specs.append(_told_by_user(spec, given))
+    direct = [_told_by_user(_spec(model, name, given), given) for name in model.direct()]
     every = [_with_names(spec, dynamic) for spec in [*specs, *direct]]
     if unknown := [name for name in given if name not in {spec.name for spec in every}]:
         raise UsageError(
@@ -261,13 +269,44 @@ def _dense(builder: dense.JoinedBuilder, model: Model, specs: list[TensorSpec]) 
     return network.emit_values(builder, values)
 
 
-def _spec(
-    model: Model, name: str, ragged: bool, given: Mapping[str, TensorSpec]
-) -> TensorSpec:
+def _list_shapes(model: Model) -> dict[str, tuple[Dimension, ...]]:
+    """Return the shapes of the inputs of lookups, by name.
+
+    What is one size has one name: the ids of a feature and their values, the rows of the batch. The
+    ends of a sequence stand in a matrix [batch, length], which is read row by row.
+    """
+    found: dict[str, tuple[Dimension, ...]] = {}
+    for name, source in model.lookups.items():
+        own = _pooled(source)
+        count = f"{own.ids.name.removesuffix('.ids')}.count"
+        pair = model.tables[own.table].is_pair
+        if own.index is None:
+            found[own.ids.name] = (count, 2) if pair else (count,)
+        else:
+            found[own.ids.name] = (f"{count}_unique", 2) if pair else (f"{count}_unique",)
+            found[own.index.name] = (count,)
+        if own.values is not None:
+            found[own.values.name] = (count,)
+        length = model.reshapes.history(name) if model.reshapes is not None else ""
+        if isinstance(source, Taken):
+            found[own.segments.name] = ("groups",)
+            found[source.indicator.name] = ("batch",)
+        elif length:
+            found[own.segments.name] = ("batch", length)
+        else:
+            found[own.segments.name] = ("batch",)
+    return found
+
+
+def _spec(model: Model, name: str, given: Mapping[str, TensorSpec]) -> TensorSpec:
     spec = model.network.spec(name)
-    shape = spec.shape
-    if shape is None and model.reshapes is not None and name in model.reshapes.ranks:
-        shape = (None,) * model.reshapes.ranks[name]
+    shape: tuple[Dimension, ...] | None = spec.shape
+    reshapes = model.reshapes
+    if reshapes is not None and reshapes.mask(name):
+        shape = ("batch", reshapes.mask(name))
+    elif reshapes is not None and reshapes.history(name) and shape:
+        # batch times length
+        shape = (f"{reshapes.history(name)}_rows", *shape[1:])
     if shape is None and name in given:
         shape = given[name].shape
     if shape is None:
@@ -275,8 +314,7 @@ def _spec(
             f"the graph does not say the shape of the input `{name}`",
             hint=f"give it: `--input '{name}:{spec.dtype}[batch,...]'`",
         )
-    if not ragged and shape and shape[0] is None:
-        # with lists of ids beside it the sizes of all first axes are free, and have no one name
+    if shape and shape[0] is None:
         shape = ("batch", *shape[1:])
     return TensorSpec(name=name, dtype=spec.dtype, shape=shape)
 

@@ -21,18 +21,33 @@ from deploykit.graph_building import GraphBuilder
 class Reshapes:
     """Targets by the name of their input: sizes, None for the batch where -1 stands for another.
 
-    `anchor` is an input whose rows are the batch. `ranks` are what the targets say of the shape of
-    inputs that nobody else knows.
+    `anchor` is an input whose rows are the batch. `reshaped` names the target of each input that is
+    only reshaped, by one target.
     """
 
     targets: Mapping[str, tuple[int | None, ...]]
     anchor: str
-    ranks: Mapping[str, int]
+    reshaped: Mapping[str, str]
 
-    @property
-    def is_ragged(self) -> bool:
-        """Whether a target has the batch and a length, so that lengths vary from call to call."""
-        return any(None in target for target in self.targets.values())
+    def history(self, name: str) -> str:
+        """Return what the length of the sequence `name` is called; empty where it is no sequence.
+
+        A vector is one of a sequence where it is reshaped to [batch, length, width].
+        """
+        target = self.targets.get(self.reshaped.get(name, ""), ())
+        if len(target) != 3 or target[:2] != (None, -1):
+            return ""
+        return self._length(self.reshaped[name])
+
+    def mask(self, name: str) -> str:
+        """Return what the second axis of the mask `name` is called; empty where it is none."""
+        target = self.targets.get(self.reshaped.get(name, ""), ())
+        return self._length(self.reshaped[name]) if target == (None, -1) else ""
+
+    def _length(self, target: str) -> str:
+        sequences = [one for one, sizes in self.targets.items() if sizes[:2] == (None, -1) and len(sizes) == 3]
+        # with one sequence all lengths are one
+        return "length" if len(sequences) == 1 else f"{target.removesuffix(':0')}_length"
 
 
 def find(network: TensorNetwork, sizes: list[str], vectors: list[str]) -> Reshapes:
@@ -56,13 +71,15 @@ def find(network: TensorNetwork, sizes: list[str], vectors: list[str]) -> Reshap
             targets[name] = tuple(-1 if size is None else size for size in shape)
         elif anchor and shape[0] is None:
             targets[name] = (None, *(-1 if size is None else size for size in shape[1:]))
-    ranks = {}
+    reshaped = {}
+    names = {tensor_reference(name): name for name in targets}
     for name in network.inputs:
-        for node, at in users.get(tensor_reference(name), []):
-            shape = node.shape()
-            if node.op == "Reshape" and at == 0 and shape:
-                ranks.setdefault(name, len(shape))
-    return Reshapes(targets=targets, anchor=anchor, ranks=ranks)
+        found = users.get(tensor_reference(name), [])
+        by = {node.inputs[1] if node.op == "Reshape" and at == 0 else None for node, at in found}
+        (only,) = by if len(by) == 1 else (None,)
+        if only in names:
+            reshaped[name] = names[only]
+    return Reshapes(targets=targets, anchor=anchor, reshaped=reshaped)
 
 
 def _unified(shapes: list[Shape | None]) -> Shape | None:
