@@ -84,8 +84,8 @@ class Checkpoint:
         variable = self._known(name)
         parts = [_part(self.path(name, at)) for at in range(variable.parts)]
         if all(part.keys is None for part in parts):
-            rows = np.concatenate([part.data for part in parts], axis=0)
-            return table_of(name, np.arange(len(rows), dtype=np.int64), rows)
+            whole = np.concatenate([part.data for part in parts], axis=0)
+            return table_of(name, np.arange(len(whole), dtype=np.int64), whole)
         keys = [part.keys for part in parts if part.keys is not None]
         if len(keys) != len(parts) or len({one.ndim for one in keys}) != 1:
             raise SourceError(f"the parts of `{shown(name)}` are of different kinds")

@@ -122,9 +122,7 @@ class TensorNetwork:
         for label, array in weights.items():
             constant = build.constant(array, label)
             whole = array if array.dtype.kind in "iub" or array.size == 1 else None
-            values[tensor_reference(label)] = Value(
-                constant, array.dtype.name, array.shape, whole
-            )
+            values[tensor_reference(label)] = Value(constant, array.dtype.name, array.shape, whole)
         return values
 
     def emit_values(self, build: GraphBuilder, values: Mapping[Ref, Value]) -> list[TensorSpec]:
@@ -165,7 +163,8 @@ class SymbolNetwork:
         model = assemble(self.symbol, dict(weights))
         symbol_mapping.refuse(model)
         build.wide = bool(self.cancelling(weights))
-        return symbol_mapping.emit(build, model, specs)
+        outputs: list[TensorSpec] = symbol_mapping.emit(build, model, specs)
+        return outputs
 
     def cancelling(self, weights: Mapping[str, Array]) -> tuple[str, ...]:
         """Return the batch normalisations that subtract means far larger than what is left.
@@ -191,10 +190,13 @@ class SymbolNetwork:
     def evaluate(self, values: Mapping[str, Array]) -> dict[str, Array]:
         # whatever is a weight or an input: the definition only looks names up
         model = assemble(self.symbol, {})
-        return symbol_evaluation.evaluate(model, dict(values))
+        outputs: dict[str, Array] = symbol_evaluation.evaluate(model, dict(values))
+        return outputs
 
 
-def read(graph: Graph, outputs: tuple[str, ...]) -> tuple[Node, TensorNetwork | SymbolNetwork, list[str]]:
+def read(
+    graph: Graph, outputs: tuple[str, ...]
+) -> tuple[Node, TensorNetwork | SymbolNetwork, list[str]]:
     """Return the backend operator to run, its network, and what to say about the choice.
 
     The copy for prediction is taken before the one for training; `outputs` are the user's own words.
@@ -235,7 +237,9 @@ def _chosen(graph: Graph, nodes: list[Node], outputs: tuple[str, ...]) -> Node:
     wanted = [*outputs, *graph.outputs]
     for name in wanted:
         owner = name.rpartition(":")[0] or name
-        named = [node for node in nodes if node.name == owner or name in node.words("target_op_names")]
+        named = [
+            node for node in nodes if node.name == owner or name in node.words("target_op_names")
+        ]
         if named:
             return named[-1]
     return ([node for node in nodes if not _trains(node)] or nodes)[-1]
@@ -268,9 +272,7 @@ def _symbol_network(
     cut = dataclasses.replace(symbol, heads=heads)
     used = needed(cut)
     fed = set(node.words("var_name_str"))
-    names = [
-        one.name for at, one in enumerate(cut.nodes) if at in used and one.op == "null"
-    ]
+    names = [one.name for at, one in enumerate(cut.nodes) if at in used and one.op == "null"]
     # the moving statistics are no arguments of a graph that trains
     statistics = _statistics(cut, used)
     if missing := [name for name in names if name not in fed | statistics]:
@@ -287,4 +289,3 @@ def _statistics(symbol: Symbol, used: set[int]) -> set[str]:
         if symbol.nodes[number].op.startswith("BatchNorm")
         for at, _ in symbol.nodes[number].inputs[3:5]
     }
-

@@ -37,7 +37,9 @@ def vectors(table: Table, ids: Array) -> Array:
     return found
 
 
-def compute(source: Pooled | Taken, feed: Mapping[str, Array], tables: Mapping[str, Table]) -> Array:
+def compute(
+    source: Pooled | Taken, feed: Mapping[str, Array], tables: Mapping[str, Table]
+) -> Array:
     """Return what XDL feeds to the dense network: a row for each segment, or for each candidate.
 
     Raises ValueError where the inputs do not fit together.
@@ -56,13 +58,19 @@ def compute(source: Pooled | Taken, feed: Mapping[str, Array], tables: Mapping[s
     if source.values is not None and feed[source.values.name].size:
         weights = feed[source.values.name].astype(np.float64)
         if len(weights) != len(rows):
-            raise ValueError(f"`{source.values.name}` has {len(weights)} values for {len(rows)} ids")
+            raise ValueError(
+                f"`{source.values.name}` has {len(weights)} values for {len(rows)} ids"
+            )
         rows = rows * weights[:, None]
     ends = np.clip(feed[source.segments.name].reshape(-1), 0, len(rows))
-    found = np.zeros((len(ends), rows.shape[1]))
+    found = np.zeros((len(ends), source.width(rows.shape[1])))
     begin = 0
     for at, end in enumerate(ends):
-        if end > begin:
+        if end > begin and source.length is not None:
+            own = rows[begin:end][::-1] if source.reverse else rows[begin:end]
+            numbers = own.reshape(-1)[: source.length]
+            found[at, : len(numbers)] = numbers
+        elif end > begin:
             total = rows[begin:end].sum(axis=0)
             found[at] = total / (end - begin) if source.average else total
         begin = int(end)

@@ -16,6 +16,7 @@ from deploykit.formats.protobuf_wire import fields, message, number, numbers, pa
 from deploykit.formats.reading import FormatError
 from deploykit.formats.tensorflow_graph import dtype_name
 from deploykit.formats.tensorflow_graph import shape as read_shape
+from deploykit.protocol import Dimension
 
 if TYPE_CHECKING:
     import numpy as np
@@ -91,7 +92,9 @@ class TensorGraph:
         """
         done: set[str] = set()
         entered: set[str] = set()
-        stack: list[tuple[str, bool]] = [(name, False) for name, at in wanted if (name, at) not in known]
+        stack: list[tuple[str, bool]] = [
+            (name, False) for name, at in wanted if (name, at) not in known
+        ]
         while stack:
             name, finished = stack.pop()
             if finished:
@@ -225,7 +228,8 @@ def constant(node: TensorNode) -> Array:
 def _tensor(view: memoryview) -> Array:
     import numpy as np
 
-    dtype, size = "unknown", ()
+    dtype = "unknown"
+    size: tuple[Dimension, ...] = ()
     content: memoryview | None = None
     typed: dict[int, list[Any]] = {}
     for key, value in fields(view):
@@ -239,9 +243,9 @@ def _tensor(view: memoryview) -> Array:
             typed.setdefault(key, []).append(value)
     if dtype not in _TYPED:
         raise FormatError(f"a tensor of dtype {dtype}")
-    if any(one is None or one < 0 for one in size):
+    shape = tuple(one for one in size if isinstance(one, int))
+    if len(shape) != len(size):
         raise FormatError("a tensor whose size is not fixed")
-    shape = tuple(one for one in size if one is not None)
     count = math.prod(shape)
     if count > MOST_ELEMENTS:
         raise FormatError(f"a tensor of shape {shape}")

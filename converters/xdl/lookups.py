@@ -63,7 +63,8 @@ class Lookups:
     def evaluate(self, feed: Mapping[str, Array]) -> dict[str, Array]:
         """Return the vectors by definition."""
         return {
-            table.name: evaluation.vectors(table, feed[f"{table.name}.ids"]) for table in self.tables
+            table.name: evaluation.vectors(table, feed[f"{table.name}.ids"])
+            for table in self.tables
         }
 
 
@@ -85,10 +86,7 @@ def read(checkpoint: Checkpoint, names: tuple[str, ...]) -> Lookups:
         )
     tables = tuple(checkpoint.table(name) for name in chosen)
     left = [name for name in known if name not in chosen]
-    notes = [
-        "a checkpoint without a graph: its tables are lookups; for the whole model name the graph "
-        "(`--set graph=graph.txt`)",
-    ]
+    notes = ["no graph: each table is a lookup; for the whole model `--set graph=graph.txt`"]
     if left:
         notes.append(f"variables left out: {', '.join(map(shown, left))}"[:300])
     return Lookups("xdl_tables", tables, tuple(notes))

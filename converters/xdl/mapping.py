@@ -27,11 +27,11 @@ def look_up(build: GraphBuilder, table: Table, ids: list[str]) -> list[str]:
     keys = build.constant(table.keys, f"{table.name}/ids")
     rows = build.constant(table.rows, f"{table.name}/rows")
     if len(ids) == 1 or is_contiguous(table):
-        return [_vectors(build, table, rows, *_place(build, table, keys, one)) for one in ids]
+        return [_vectors(build, rows, *_place(build, table, keys, one)) for one in ids]
     # one search for all features that share the table
     sizes = build.add("Concat", *(_count(build, one) for one in ids), axis=0)
     every = build.add("Concat", *ids, axis=0)
-    vectors = _vectors(build, table, rows, *_place(build, table, keys, every))
+    vectors = _vectors(build, rows, *_place(build, table, keys, every))
     return list(build.add_many("Split", vectors, sizes, count=len(ids), axis=0))
 
 
@@ -46,7 +46,7 @@ def _zeros(build: GraphBuilder, table: Table, ids: str) -> str:
     return build.add("Expand", build.constant(0.0, dtype="float32"), shape)
 
 
-def _vectors(build: GraphBuilder, table: Table, rows: str, place: str, found: str) -> str:
+def _vectors(build: GraphBuilder, rows: str, place: str, found: str) -> str:
     vectors = build.add("Gather", rows, place, axis=0)
     seen = build.add("Unsqueeze", found, build.shape_constant([1]))
     return build.add("Where", seen, vectors, build.constant(0.0, dtype="float32"))
@@ -65,9 +65,11 @@ def _place(build: GraphBuilder, table: Table, keys: str, ids: str) -> tuple[str,
         return build.add("Where", found, gap, zero), found
     last = build.constant(count - 1, dtype="int64")
     halves = _halves(build, table, ids)
-    columns = [build.constant(table.keys[:, at], f"{table.name}/ids{at}") for at in (0, 1)] if (
-        table.is_pair
-    ) else [keys]
+    columns = (
+        [build.constant(table.keys[:, at], f"{table.name}/ids{at}") for at in (0, 1)]
+        if (table.is_pair)
+        else [keys]
+    )
     place = build.add("Expand", zero, build.add("Shape", halves[0]))
     step = 1 << max((count - 1).bit_length() - 1, 0)
     while step and count > 1:
@@ -101,16 +103,14 @@ def _not_beyond(build: GraphBuilder, keys: list[str], ids: list[str]) -> str:
 def pool(
     build: GraphBuilder, pooled: Pooled, vectors: str, width: int, inputs: Mapping[str, str]
 ) -> str:
-    """Append the sum (or mean) of `vectors` [n, width] over each segment; return [rows, width].
+    """Append what `pooled` makes of `vectors` [n, width] for each segment; return [rows, …].
 
-    Sums are differences of one running sum in float64: linear in time and memory, whatever the
-    lengths of the segments. Ends that lie beyond the ids are cut, a segment that ends before it
-    begins is empty.
+    Ends that lie beyond the ids are cut, a segment that ends before it begins is empty.
     """
     if pooled.index is not None:
         vectors = build.add("Gather", vectors, inputs[pooled.index.name], axis=0)
     zero, first = build.constant(0, dtype="int64"), build.shape_constant([0])
-    length = build.add("Slice", build.add("Shape", vectors), first, build.shape_constant([1]))
+    length = _count(build, vectors)
     count = build.add("Squeeze", length, first)
     wide = build.add("Cast", vectors, to=11)
     if pooled.values is not None:
@@ -121,9 +121,6 @@ def pool(
         ones = build.add("Expand", build.constant(1.0, dtype="float64"), missing)
         weights = build.add("Concat", given, ones, axis=0)
         wide = build.add("Mul", wide, build.add("Unsqueeze", weights, build.shape_constant([1])))
-    running = build.add("CumSum", wide, build.constant(0, dtype="int32"))
-    nothing = build.constant([[0.0] * width], dtype="float64")
-    running = build.add("Concat", nothing, running, axis=0)
     # a sequence has its ends in a matrix
     ends = build.add("Reshape", inputs[pooled.segments.name], build.shape_constant([-1]))
     ends = build.add("Cast", ends, to=7)
@@ -131,13 +128,55 @@ def pool(
     begins = build.add("Slice", ends, first, build.shape_constant([-1]))
     begins = build.add("Concat", first, begins, axis=0)
     begins = build.add("Slice", begins, first, build.add("Shape", ends))  # an empty batch has none
-    total = build.add(
-        "Sub", build.add("Gather", running, ends, axis=0), build.add("Gather", running, begins, axis=0)
+    column = build.shape_constant([1])
+    ends, begins = (build.add("Unsqueeze", one, column) for one in (ends, begins))
+    if pooled.length is not None:
+        return _side_by_side(build, pooled, wide, width, begins, ends)
+    return _summed(build, pooled, wide, width, begins, ends)
+
+
+def _summed(
+    build: GraphBuilder, pooled: Pooled, vectors: str, width: int, begins: str, ends: str
+) -> str:
+    """Sums are differences of one running sum in float64: linear in time and memory.
+
+    `begins` and `ends` are [rows, 1].
+    """
+    zero, column = build.constant(0, dtype="int64"), build.shape_constant([1])
+    running = build.add("CumSum", vectors, build.constant(0, dtype="int32"))
+    nothing = build.constant([[0.0] * width], dtype="float64")
+    running = build.add("Concat", nothing, running, axis=0)
+    last, before = (
+        build.add("Gather", running, build.add("Squeeze", one, column), axis=0)
+        for one in (ends, begins)
     )
-    lengths = build.add("Unsqueeze", build.add("Sub", ends, begins), build.shape_constant([1]))
+    total = build.add("Sub", last, before)
+    lengths = build.add("Sub", ends, begins)
     if pooled.average:
         least = build.add("Max", lengths, build.constant(1, dtype="int64"))
         total = build.add("Div", total, build.add("Cast", least, to=11))
     some = build.add("Greater", lengths, zero)
     total = build.add("Where", some, total, build.constant(0.0, dtype="float64"))
     return build.add("Cast", total, to=1)
+
+
+def _side_by_side(
+    build: GraphBuilder, pooled: Pooled, vectors: str, width: int, begins: str, ends: str
+) -> str:
+    """Lay the rows of each segment one after another, cut or filled to `pooled.length` numbers."""
+    length = pooled.length or 0
+    count = -(-length // width)
+    offsets = build.constant([list(range(count))], dtype="int64")
+    if pooled.reverse:
+        places = build.add("Sub", build.add("Sub", ends, build.constant(1, dtype="int64")), offsets)
+        there = build.add("GreaterOrEqual", places, begins)
+    else:
+        places = build.add("Add", begins, offsets)
+        there = build.add("Less", places, ends)
+    # a row of zeros, for what is not there
+    rows = build.add("Concat", vectors, build.constant([[0.0] * width], dtype="float64"), axis=0)
+    nowhere = build.add("Squeeze", _count(build, vectors), build.shape_constant([0]))
+    taken = build.add("Gather", rows, build.add("Where", there, places, nowhere), axis=0)
+    flat = build.add("Reshape", taken, build.shape_constant([-1, count * width]))
+    limits = (build.shape_constant([one]) for one in (0, length, 1))
+    return build.add("Cast", build.add("Slice", flat, *limits), to=1)

@@ -60,9 +60,7 @@ class Model:
         ]
 
 
-def assemble(
-    graph: Graph, weights: Weights, *, outputs: tuple[str, ...], pooled: bool
-) -> Model:
+def assemble(graph: Graph, weights: Weights, *, outputs: tuple[str, ...], pooled: bool) -> Model:
     """Join the dense network of `graph` with its lookups and weights.
 
     Where `pooled`, the vectors that the lookups give are inputs, and no table is read.
@@ -78,28 +76,26 @@ def assemble(
         if name not in refs:
             arrays[name] = weights.dense(name)  # a moving statistic of a graph that trains
             continue
-        source = sparse.trace(graph, refs[name], stem)
-        if isinstance(source, Weight):
-            arrays[name] = weights.dense(source.name)
-        elif isinstance(source, Fixed):
-            arrays[name] = source.value
+        traced = sparse.trace(graph, refs[name], stem)
+        if isinstance(traced, Weight):
+            arrays[name] = weights.dense(traced.name)
+        elif isinstance(traced, Fixed):
+            arrays[name] = traced.value
         else:
-            sources[name] = source
+            sources[name] = traced
     if not sources:
         raise SourceError(f"the dense network of `{graph.path}` has no input but its weights")
     lookups: dict[str, Pooled | Taken] = {}
     tables: dict[str, Table] = {}
-    vectors = [name for name, one in sources.items() if isinstance(one, (Pooled, Taken))]
-    for name in vectors if not pooled else ():
-        source = sources[name]
-        assert isinstance(source, (Pooled, Taken))
+    vectors = {name: one for name, one in sources.items() if isinstance(one, (Pooled, Taken))}
+    for name, source in vectors.items() if not pooled else ():
         lookups[name] = source
         own = _pooled(source)
         shape = network.spec(name).shape
         width = shape[-1] if shape and isinstance(shape[-1], int) else None
         if own.table not in tables:
-            tables[own.table] = weights.table(own.table, width)
-        if width not in (None, tables[own.table].width):
+            tables[own.table] = weights.table(own.table, width if own.length is None else None)
+        if width not in (None, own.width(tables[own.table].width)):
             raise SourceError(f"the table `{own.table}` has not the width {width} of `{name}`")
     reshapes = None
     if isinstance(network, dense.TensorNetwork):
@@ -108,7 +104,7 @@ def assemble(
             for name, one in sources.items()
             if isinstance(one, Outside) and network.spec(name).dtype in ("int32", "int64")
         ]
-        reshapes = reshaping.find(network, sizes, vectors)
+        reshapes = reshaping.find(network, sizes, list(vectors))
         network.refuse()
     return Model(
         name=graph.path.parent.name or "xdl",
@@ -118,7 +114,11 @@ def assemble(
         tables=tables,
         lookups=lookups,
         reshapes=reshapes,
-        notes=(*notes, *_told(network, arrays, reshapes, tables), *_weak(reshapes, vectors, pooled)),
+        notes=(
+            *notes,
+            *_told(network, arrays, reshapes, tables),
+            *_weak(reshapes, list(vectors), pooled),
+        ),
     )
 
 
@@ -138,25 +138,33 @@ def _told(
             words = ", ".join("batch" if size is None else str(size) for size in target)
             notes.append(f"the sizes `{name}` are no input any more but [{words}]")
     if isinstance(network, dense.TensorNetwork) and _uses_batch(network):
-        notes.append("the graph normalises with the statistics of its batch: a row's result depends "
-                     "on the rows beside it, as in XDL")
+        notes.append(
+            "the graph normalises with the statistics of its batch: a row's result depends "
+            "on the rows beside it, as in XDL"
+        )
     if isinstance(network, dense.SymbolNetwork):
-        notes.append("batch normalisation uses its moving statistics; sizes of the training batch "
-                     "are dynamic")
+        notes.append(
+            "batch normalisation uses its moving statistics; sizes of the training batch "
+            "are dynamic"
+        )
         if wide := network.cancelling(weights):
-            notes.append(f"computed in float64: {', '.join(wide)} subtract means that float32 cannot")
+            notes.append(
+                f"computed in float64: {', '.join(wide)} subtract means that float32 cannot"
+            )
     searched = [name for name, one in tables.items() if not mapping.is_contiguous(one)]
     if searched:
-        notes.append(f"ids of {', '.join(searched)} are scattered: verify with real ones (`--sample`)")
+        notes.append(
+            f"ids of {', '.join(searched)} are scattered: verify with real ones (`--sample`)"
+        )
     return notes
 
 
-def _weak(
-    reshapes: reshaping.Reshapes | None, vectors: list[str], pooled: bool
-) -> list[str]:
+def _weak(reshapes: reshaping.Reshapes | None, vectors: list[str], pooled: bool) -> list[str]:
     if reshapes is None or not pooled or not any(reshapes.history(name) for name in vectors):
         return []
-    return ["batch, length and rows of a sequence belong together: verify with real ones (`--sample`)"]
+    return [
+        "batch, length and rows of a sequence belong together: verify with real ones (`--sample`)"
+    ]
 
 
 def _uses_batch(network: dense.TensorNetwork) -> bool:
@@ -230,7 +238,8 @@ def build(
 
 def _rows(model: Model, name: str) -> TensorSpec:
     own = _pooled(model.lookups[name])
-    return TensorSpec(name=name, dtype="float32", shape=(None, model.tables[own.table].width))
+    width = own.width(model.tables[own.table].width)
+    return TensorSpec(name=name, dtype="float32", shape=(None, width))
 
 
 def _looked_up(builder: dense.JoinedBuilder, model: Model, names: dict[str, str]) -> dict[str, str]:
@@ -240,7 +249,9 @@ def _looked_up(builder: dense.JoinedBuilder, model: Model, names: dict[str, str]
     for table in model.tables.values():
         ids = list(
             dict.fromkeys(
-                _pooled(one).ids.name for one in model.lookups.values() if _pooled(one).table == table.name
+                _pooled(one).ids.name
+                for one in model.lookups.values()
+                if _pooled(one).table == table.name
             )
         )
         with builder.layer(table.name):
@@ -252,21 +263,27 @@ def _looked_up(builder: dense.JoinedBuilder, model: Model, names: dict[str, str]
         with builder.layer(name.removesuffix(":0")):
             if own not in done:
                 width = model.tables[own.table].width
-                done[own] = mapping.pool(builder, own, vectors[own.table, own.ids.name], width, names)
+                done[own] = mapping.pool(
+                    builder, own, vectors[own.table, own.ids.name], width, names
+                )
             found[name] = done[own]
             if isinstance(source, Taken):
-                found[name] = builder.add("Gather", found[name], names[source.indicator.name], axis=0)
+                found[name] = builder.add(
+                    "Gather", found[name], names[source.indicator.name], axis=0
+                )
     return found
 
 
 def _dense(builder: dense.JoinedBuilder, model: Model, specs: list[TensorSpec]) -> list[TensorSpec]:
     if isinstance(model.network, dense.SymbolNetwork):
-        return model.network.emit(builder, specs, model.weights)
+        outputs: list[TensorSpec] = model.network.emit(builder, specs, model.weights)
+        return outputs
     network = model.network
     values: dict[Ref, Value] = network.given(builder, specs, model.weights)
     if model.reshapes is not None:
         reshaping.emit(builder, model.reshapes, values)
-    return network.emit_values(builder, values)
+    found: list[TensorSpec] = network.emit_values(builder, values)
+    return found
 
 
 def _list_shapes(model: Model) -> dict[str, tuple[Dimension, ...]]:
@@ -330,7 +347,9 @@ def _told_by_user(spec: TensorSpec, given: Mapping[str, TensorSpec]) -> TensorSp
 
 def _with_names(spec: TensorSpec, dynamic: tuple[DynamicAxis, ...]) -> TensorSpec:
     shape = spec.shape or ()
-    wanted = {axis.axis % len(shape): axis.name for axis in dynamic if axis.input == spec.name and shape}
+    wanted = {
+        axis.axis % len(shape): axis.name for axis in dynamic if axis.input == spec.name and shape
+    }
     sizes = tuple(wanted.get(at, size) for at, size in enumerate(shape))
     return TensorSpec(name=spec.name, dtype=spec.dtype, shape=sizes)
 
@@ -344,4 +363,5 @@ def evaluate(model: Model, feed: Mapping[str, Array]) -> dict[str, Array]:
     if model.reshapes is not None and model.reshapes.targets:
         rows = len(values[model.reshapes.anchor]) if model.reshapes.anchor else 0
         reshaping.evaluate(model.reshapes, values, rows)
-    return model.network.evaluate(values)
+    outputs: dict[str, Array] = model.network.evaluate(values)
+    return outputs

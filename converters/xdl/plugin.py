@@ -77,9 +77,7 @@ def _read(source: Source) -> model.Model | lookups.Lookups:
             )
     sparse = source.options.get("sparse", "ids")
     if sparse not in ("ids", "pooled"):
-        raise UsageError(
-            f"setting `sparse` cannot be `{sparse}`", hint="it takes ids | pooled"
-        )
+        raise UsageError(f"setting `sparse` cannot be `{sparse}`", hint="it takes ids | pooled")
     location = Path(source.location)
     stored: weights.Weights
     if location.is_dir():
@@ -121,9 +119,10 @@ def _built(
 ) -> tuple[GraphBuilder, Signature]:
     given = {spec.name: spec for spec in source.inputs}
     try:
-        return whole.build(given, dynamic)
+        build, signature = whole.build(given, dynamic)
     except (ValueError, TypeError, LookupError, ArithmeticError) as error:
         raise SourceError(
             f"`{source.location}` is a damaged XDL model: {type(error).__name__}: {error}"[:400],
             hint="graph, weights and tables do not fit together",
         ) from error
+    return build, signature

@@ -126,7 +126,7 @@ def _node_from_wire(view: memoryview) -> Node:
             op = text(value)
         elif key == 3:
             inputs.append(text(value))
-        elif key in (5, 6) and not isinstance(value, int) and b"\n" == value[:1]:
+        elif key in (5, 6) and not isinstance(value, int) and bytes(value[:1]) == b"\n":
             label, entry = pair(value)
             attrs[label] = _value_from_wire(message(entry))
     return Node(name=name, op=op, inputs=_inputs(inputs), attrs=attrs)
@@ -163,7 +163,9 @@ def _from_text(path: Path, document: bytes) -> Graph:
     tags: list[tuple[str, str]] = []
     outputs: list[str] = []
     for tag in messages(whole, "tag"):
-        tags += [(_first(one, "op_name"), _first(one, "input_name")) for one in messages(tag, "input")]
+        tags += [
+            (_first(one, "op_name"), _first(one, "input_name")) for one in messages(tag, "input")
+        ]
         outputs += [_first(one, "op_name") for one in messages(tag, "output")]
     return _build(path, nodes, tags, [name for name in outputs if name])
 

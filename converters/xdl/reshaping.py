@@ -45,7 +45,11 @@ class Reshapes:
         return self._length(self.reshaped[name]) if target == (None, -1) else ""
 
     def _length(self, target: str) -> str:
-        sequences = [one for one, sizes in self.targets.items() if sizes[:2] == (None, -1) and len(sizes) == 3]
+        sequences = [
+            one
+            for one, sizes in self.targets.items()
+            if sizes[:2] == (None, -1) and len(sizes) == 3
+        ]
         # with one sequence all lengths are one
         return "length" if len(sequences) == 1 else f"{target.removesuffix(':0')}_length"
 

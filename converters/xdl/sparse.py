@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 READERS = ("GetBatch", "_PyFunc", "PyFunc", "MockDense", "MockSparse")
 """Operators that bring in the data: their outputs are the inputs of the model."""
 SAME = ("Identity", "IdentityOp")
+LONGEST = 1 << 20
+"""Numbers in a row that `Tile` makes."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +51,11 @@ class Weight:
 
 @dataclass(frozen=True)
 class Pooled:
-    """Rows of a table, weighed and summed (or averaged) over each segment.
+    """Rows of a table, weighed, and summed (or averaged) over each segment or laid side by side.
 
     `index` None means that the ids come one by one; else it says which of (unique) ids each is.
+    `length` is None for sums; else the rows of a segment follow one another (the last one first where
+    `reverse`), cut or filled with zeros to `length` numbers.
     """
 
     table: str
@@ -60,6 +64,12 @@ class Pooled:
     values: Outside | None
     segments: Outside
     average: bool
+    length: int | None = None
+    reverse: bool = False
+
+    def width(self, table: int) -> int:
+        """Return the length of the result's vectors, for a table with vectors of `table`."""
+        return table if self.length is None else self.length
 
 
 @dataclass(frozen=True)
@@ -87,7 +97,7 @@ def trace(graph: Graph, ref: Ref, stem: str) -> Source:
         return Fixed(constant(node))
     if node.op == "PsPullOp":
         return Weight(node.word("var_name"))
-    if node.op == "KSum":
+    if node.op in ("KSum", "Tile"):
         return _pooled(graph, node, stem)
     if node.op == "TakeOp":
         inner = trace(graph, node.inputs[0], stem)
@@ -99,16 +109,15 @@ def trace(graph: Graph, ref: Ref, stem: str) -> Source:
 
 def _pooled(graph: Graph, node: Node, stem: str) -> Pooled:
     if len(node.inputs) < 5:
-        raise SourceError(f"node `{node.name}` (KSum) has {len(node.inputs)} inputs, not 5")
+        raise SourceError(f"node `{node.name}` ({node.op}) has {len(node.inputs)} inputs, not 5")
     embed, index, values, segments, group = node.inputs[:5]
     groups = _node(graph, group)
     if groups.op != "_Constant" or constant(groups).size:
         raise _unsupported(node, "pools several features in groups (`merged_embedding`)")
     pull = _node(graph, embed)
-    if pull.op != "PsSparsePullOp":
-        raise _unsupported(pull, "gives the rows that are pooled")
+    table, ids = _pulled(pull, embed[1])
     whole = str(node.attrs.get("itype", "int32"))
-    ids, places = pull.inputs[0], None
+    places = None
     unique = _node(graph, ids)
     if unique.op == "Unique":
         if index != (unique.name, 1) or ids[1] != 0:
@@ -117,13 +126,34 @@ def _pooled(graph: Graph, node: Node, stem: str) -> Pooled:
     else:
         places = _input(graph, index, f"{stem}.indices", whole, node)
     return Pooled(
-        table=pull.word("var_name"),
-        ids=_input(graph, ids, f"{stem}.ids", str(pull.attrs.get("dtype", "int64")), pull),
+        table=table,
+        ids=_input(graph, ids, f"{stem}.ids", "int64", pull),
         index=places,
         values=_values(graph, values, stem, node),
         segments=_input(graph, segments, f"{stem}.segments", whole, node),
-        average=bool(node.attrs.get("average", False)),
+        average=node.op == "KSum" and bool(node.attrs.get("average", False)),
+        length=_length(node) if node.op == "Tile" else None,
+        reverse=node.op == "Tile" and bool(node.attrs.get("reverse", False)),
     )
+
+
+def _pulled(pull: Node, output: int) -> tuple[str, Ref]:
+    """Return table and ids of one output of a pull. Raises UnsupportedError where it is none."""
+    if pull.op == "PsSparsePullOp" and pull.inputs:
+        return pull.word("var_name"), pull.inputs[0]
+    if pull.op == "PsMergedSparsePullOp":
+        # the ids of all tables come first, then as many ratios of the training
+        names = pull.words("var_names")
+        if output < len(names) <= len(pull.inputs):
+            return names[output], pull.inputs[output]
+    raise _unsupported(pull, "gives the rows that are pooled")
+
+
+def _length(node: Node) -> int:
+    length = node.attrs.get("length")
+    if not isinstance(length, int) or not 0 < length <= LONGEST:
+        raise SourceError(f"node `{node.name}` (Tile) has no length: {length}")
+    return length
 
 
 def _values(graph: Graph, ref: Ref, stem: str, node: Node) -> Outside | None:

@@ -50,7 +50,9 @@ def of_tensors(graph: Graph, node: Node, tensors: TensorGraph, asked: tuple[str,
             hint="name it: `--set outputs=NAME:0`",
         )
     left = [name for name in fetched if name != several[0]]
-    return Targets((several[0],), (f"no output is tagged: `{several[0]}` is taken", *_dropped(left)))
+    return Targets(
+        (several[0],), (f"no output is tagged: `{several[0]}` is taken", *_dropped(left))
+    )
 
 
 def _dropped(names: list[str]) -> tuple[str, ...]:

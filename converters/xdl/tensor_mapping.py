@@ -31,8 +31,10 @@ UNARY = {
     **dict.fromkeys(("Inv", "Reciprocal"), "Reciprocal"),
     "LogicalNot": "Not",
 }
-SAME = ("Identity", "StopGradient", "PreventGradient", "Snapshot", "CheckNumerics")
-SAME += ("PlaceholderWithDefault", "ReadVariableOp")
+SAME = (
+    *("Identity", "StopGradient", "PreventGradient", "Snapshot", "CheckNumerics"),
+    *("PlaceholderWithDefault", "ReadVariableOp"),
+)
 BINARY = {
     "Add": "Add",
     "AddV2": "Add",
@@ -113,7 +115,12 @@ def _emit_node(build: GraphBuilder, node: TensorNode, ins: list[Any]) -> list[An
     found = OPERATORS[node.op](build, node, ins)
     # the exporter inferred more than we do
     return [
-        Value(one.name, one.dtype, one.shape if node.shape(at) is None else node.shape(at), one.constant)
+        Value(
+            one.name,
+            one.dtype,
+            one.shape if node.shape(at) is None else node.shape(at),
+            one.constant,
+        )
         for at, one in enumerate(found)
     ]
 
@@ -124,11 +131,12 @@ def _folded(build: GraphBuilder, node: TensorNode, ins: list[Value]) -> Value | 
         return None
     if sum(one.constant.size for one in ins if one.constant is not None) > FOLDED:
         return None
-    if node.op in ("Fill", "Range", "Tile", "OneHot") and (
-        any(abs(int(one)) > FOLDED for value in ins for one in value.constant.reshape(-1))  # type: ignore[union-attr]
-    ):
+    constants = [one.constant for one in ins if one.constant is not None]
+    # what makes more than it is given: sizes in a damaged file may be anything
+    grows = node.op in ("Fill", "Range", "Tile", "OneHot")
+    if grows and any(abs(int(one)) > FOLDED for value in constants for one in value.reshape(-1)):
         return None
-    found = compute(node, [one.constant for one in ins])
+    found = compute(node, constants)
     if isinstance(found, list) or found.dtype.kind == "f" or found.size > FOLDED:
         return None
     return Value(build.constant(found, node.name), found.dtype.name, found.shape, found)
@@ -238,7 +246,9 @@ def _reduction(build: GraphBuilder, node: TensorNode, ins: list[Value]) -> list[
     if x.shape is not None:
         dropped = {axis % max(len(x.shape), 1) for axis in axes}
         shape = tuple(
-            1 if at in dropped else size for at, size in enumerate(x.shape) if keep or at not in dropped
+            1 if at in dropped else size
+            for at, size in enumerate(x.shape)
+            if keep or at not in dropped
         )
     if not axes:
         return [x]
@@ -258,7 +268,9 @@ def _arg(build: GraphBuilder, node: TensorNode, ins: list[Value]) -> list[Value]
     axis = known(node, ins[1], "axis")[0] if len(ins) > 1 else 0
     dtype = node.dtype("output_type", "int64")
     name = build.add(node.op, ins[0].name, axis=axis, keepdims=0)
-    return [Value(name if dtype == "int64" else build.add("Cast", name, to=onnx_dtype(dtype)), dtype)]
+    return [
+        Value(name if dtype == "int64" else build.add("Cast", name, to=onnx_dtype(dtype)), dtype)
+    ]
 
 
 def _matmul(build: GraphBuilder, node: TensorNode, ins: list[Value]) -> list[Value]:

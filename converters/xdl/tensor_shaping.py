@@ -83,7 +83,9 @@ def _unpack(build: GraphBuilder, node: TensorNode, ins: list[Value]) -> list[Val
     places = [build.constant(at, dtype="int64") for at in range(count)]
     rank = ins[0].rank
     shape = None if rank is None else (None,) * (rank - 1)
-    return [Value(build.add("Gather", ins[0].name, at, axis=axis), ins[0].dtype, shape) for at in places]
+    return [
+        Value(build.add("Gather", ins[0].name, at, axis=axis), ins[0].dtype, shape) for at in places
+    ]
 
 
 def _slice(build: GraphBuilder, node: TensorNode, ins: list[Value]) -> list[Value]:
@@ -112,12 +114,15 @@ def _strided(build: GraphBuilder, node: TensorNode, ins: list[Value]) -> list[Va
     if not any(masks.values()) and (begin.constant is None or end.constant is None):
         axes = build.shape_constant(range(len(steps)))
         limits = (as_int64(build, begin), as_int64(build, end), axes, build.shape_constant(steps))
-        return [Value(build.add("Slice", x.name, *limits), x.dtype, x.shape and (None,) * len(x.shape))]
+        return [
+            Value(build.add("Slice", x.name, *limits), x.dtype, x.shape and (None,) * len(x.shape))
+        ]
     starts = known(node, begin, "begin") if begin.constant is not None else [None] * len(steps)
     stops = known(node, end, "end") if end.constant is not None else [None] * len(steps)
-    if begin.constant is None and masks["begin"] | masks["new_axis"] | masks["ellipsis"] != (
-        1 << len(steps)
-    ) - 1:
+    if (
+        begin.constant is None
+        and masks["begin"] | masks["new_axis"] | masks["ellipsis"] != (1 << len(steps)) - 1
+    ):
         raise unsupported(node, "computes where it begins")
     cuts: list[tuple[int, int, int, int]] = []
     shrunk, added = [], []

@@ -85,7 +85,8 @@ class Stored:
         self._checkpoint = checkpoint.read(folder)
 
     def dense(self, name: str) -> Array:
-        return self._checkpoint.dense(name)
+        found: Array = self._checkpoint.dense(name)
+        return found
 
     def table(self, name: str, width: int | None) -> Table:
         table = self._checkpoint.table(name)
