@@ -133,7 +133,8 @@ def _matmul(node: TensorNode, ins: list[Array]) -> Array:
     )
     if not batched and (first.ndim != 2 or second.ndim != 2):
         raise ValueError(f"`{node.name}` multiplies {first.shape} by {second.shape}")
-    return np.matmul(first, second)
+    found: Array = np.matmul(first, second)
+    return found
 
 
 def _bias(node: TensorNode, ins: list[Array]) -> Array:
@@ -142,7 +143,8 @@ def _bias(node: TensorNode, ins: list[Array]) -> Array:
     x, bias = ins
     if node.word("data_format", "NHWC") == "NCHW":
         bias = bias.reshape(1, -1, *[1] * (x.ndim - 2))
-    return np.add(x, bias)
+    found: Array = np.add(x, bias)
+    return found
 
 
 def _fused_norm(node: TensorNode, ins: list[Array]) -> list[Array]:
