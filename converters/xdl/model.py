@@ -94,7 +94,9 @@ def assemble(graph: Graph, weights: Weights, *, outputs: tuple[str, ...], pooled
         shape = network.spec(name).shape
         width = shape[-1] if shape and isinstance(shape[-1], int) else None
         if own.table not in tables:
-            tables[own.table] = weights.table(own.table, width if own.length is None else None)
+            inner = width if own.length is None else None
+            inner = inner or sparse.registered_width(graph, own.table)
+            tables[own.table] = weights.table(own.table, inner)
         if width not in (None, own.width(tables[own.table].width)):
             raise SourceError(f"the table `{own.table}` has not the width {width} of `{name}`")
     reshapes = None

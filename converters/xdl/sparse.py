@@ -197,6 +197,16 @@ def _unsupported(node: Node, what: str) -> UnsupportedError:
     )
 
 
+def registered_width(graph: Graph, variable: str) -> int | None:
+    """Return the length of a table's vectors as the graph declares it, None where it does not."""
+    for node in graph.nodes.values():
+        if node.op == "PsRegisterVariableOp" and node.word("var_name") == variable:
+            shape = node.attrs.get("shape")
+            if isinstance(shape, tuple) and len(shape) == 2:
+                return int(shape[1])
+    return None
+
+
 def constant(node: Node) -> Array:
     """Return the value of a `_Constant`. Raises SourceError where bytes and shape do not fit."""
     import math

@@ -56,10 +56,9 @@ def table_of(name: str, keys: Array, rows: Array) -> Table:
     return Table(name=name, keys=keys, rows=np.asarray(rows, np.float32))
 
 
-def read_text(path: Path, name: str, width: int | None) -> Table:
-    """Read `ID,v0,v1…` (or `ID1,ID2,v0,v1…` where `width` says so) a line.
+def read_text(path: Path, name: str, width: int) -> Table:
+    """Read `ID,v0,v1…` or `ID1,ID2,v0,v1…` a line; `width`, the length of a vector, says which.
 
-    `width` is the length of a vector, None where nobody knows it: then an id is one number.
     Raises SourceError, naming the line, where the file is damaged.
     """
     import numpy as np
@@ -68,11 +67,11 @@ def read_text(path: Path, name: str, width: int | None) -> Table:
     data = bytes(content.view)
     lines = data.count(b"\n") + (not data.endswith(b"\n"))
     columns = data.partition(b"\n")[0].count(b",") + 1
-    heads = 1 if width is None else columns - width
+    heads = columns - width
     if heads not in (1, 2) or not 2 <= columns <= MOST_COLUMNS:
         raise SourceError(
-            f"`{path}` is no embedding table: its first line has {columns} values"
-            + ("" if width is None else f", not an id and {width}"),
+            f"`{path}` is no embedding table: its first line has {columns} values, "
+            f"not an id and {width}",
             hint="copy or export it again",
         )
     try:

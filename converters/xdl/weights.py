@@ -69,6 +69,12 @@ class Export:
         for file in (name.replace("/", "&"), name.replace("/", "$")):
             path = self._folder / file
             if path.parent == self._folder and path.is_file():
+                if width is None:
+                    raise SourceError(
+                        f"the graph does not say how long the vectors of `{shown(name)}` are, and a "
+                        "text file cannot tell an id of 128 bits from one of 64",
+                        hint="name a checkpoint: `--set checkpoint=FOLDER`",
+                    )
                 return read_text(path, name, width)
         raise SourceError(
             f"the embedding table `{shown(name)}` is missing: there is no file of that name in "

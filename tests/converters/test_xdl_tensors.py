@@ -34,7 +34,9 @@ def cases() -> dict[str, dict[str, dict[str, Any]]]:
 CASES = cases()
 
 
-def write(folder: Path, graph: bytes, inputs: list[str], weights: dict[str, Any], target: str) -> Path:
+def write(
+    folder: Path, graph: bytes, inputs: list[str], weights: dict[str, Any], target: str
+) -> Path:
     """Write an XDL graph around a TensorFlow graph, and the export of its weights."""
     (folder / "graph.txt").unlink(missing_ok=True)
     names = [*inputs, *weights]
@@ -57,7 +59,9 @@ def write(folder: Path, graph: bytes, inputs: list[str], weights: dict[str, Any]
     return folder / "graph.txt"
 
 
-def convert(path: Path, output: Path, **options: str) -> tuple[Source, onnxruntime.InferenceSession]:
+def convert(
+    path: Path, output: Path, **options: str
+) -> tuple[Source, onnxruntime.InferenceSession]:
     source = Source(location=str(path), format="xdl/graph", options=options)
     plugin.convert(ConvertRequest(source=source, output=str(output)))
     return source, onnxruntime.InferenceSession(output, providers=["CPUExecutionProvider"])
@@ -114,7 +118,7 @@ def test_refusals_name_what_and_where(tmp_path: Path) -> None:
         plugin.inspect(Source(location=str(path), format="xdl/graph"))
     path = write(tmp_path, graph, list(parts["in"]), parts["var"], target)
     (tmp_path / "dense.npz").unlink()
-    with pytest.raises(SourceError, match="neither `dense.npz` nor `dense.txt`"):
+    with pytest.raises(SourceError, match=r"neither `dense\.npz` nor `dense\.txt`"):
         plugin.inspect(source)
     for options in ({"sparse": "dense"}, {"output": "x"}, {"outputs": "nothing:0"}):
         with pytest.raises(UsageError):

@@ -117,7 +117,9 @@ def checkpoint(
     body = struct.pack("<Q", len(variables))
     for name, (kind, shape, parts) in variables.items():
         body += struct.pack("<i", kind) + word(name) + struct.pack("<Q", len(parts))
-        body += b"".join(struct.pack("<QQ", at, shape[0] if shape else 1) for at in range(len(parts)))
+        body += b"".join(
+            struct.pack("<QQ", at, shape[0] if shape else 1) for at in range(len(parts))
+        )
         body += struct.pack("<Q", len(shape)) + b"".join(struct.pack("<q", one) for one in shape)
         body += struct.pack("<iQ", 4, 1) + word("save_ratio") + word("1.0")
         for at, content in enumerate(parts):
