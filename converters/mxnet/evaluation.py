@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from deploykit._plugins.converters.mxnet import attention_evaluation
 from deploykit._plugins.converters.mxnet.network import Network, data_inputs, output_name
 from deploykit._plugins.converters.mxnet.reading import Node
 
@@ -392,4 +393,5 @@ COMPUTE: dict[str, Compute] = {
     "L2Normalization": _normalise,
     "InstanceNorm": _instance_norm,
     **dict.fromkeys(("add_n", "ElementWiseSum", "_sum"), lambda _node, ins: sum(ins)),
+    **attention_evaluation.COMPUTE,
 }

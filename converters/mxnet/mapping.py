@@ -128,11 +128,12 @@ def emit(build: GraphBuilder, model: Network, inputs: list[TensorSpec]) -> list[
         return weights[number]
 
     counts: dict[int, int] = {}
+    emits = operators()
     for number, node in model.walk():
         given = [value(ref) for ref in data_inputs(node)]
         given += _unlisted(build, model, node, len(given))
         with build.layer(node.name):
-            found = operators()[node.op](build, node, given)
+            found = emits[node.op](build, node, given)
         counts[number] = len(found)
         values |= {(number, at): one for at, one in enumerate(found)}
     outputs = []
@@ -738,7 +739,9 @@ def _sum_all(build: GraphBuilder, _node: Node, ins: list[Value]) -> list[Value]:
 
 def operators() -> dict[str, Emit]:
     """Return the function of every operator that can be converted."""
-    return _OPERATORS
+    from deploykit._plugins.converters.mxnet import attention
+
+    return {**_OPERATORS, **attention.OPERATORS}
 
 
 _OPERATORS: dict[str, Emit] = {

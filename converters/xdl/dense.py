@@ -12,6 +12,7 @@ from deploykit._plugins.converters.mxnet import mapping as symbol_mapping
 from deploykit._plugins.converters.mxnet.network import assemble, needed
 from deploykit._plugins.converters.mxnet.reading import Symbol, parse_symbol
 from deploykit._plugins.converters.xdl import tensor_evaluation, tensor_mapping
+from deploykit._plugins.converters.xdl.batches import unbatched
 from deploykit._plugins.converters.xdl.graph_def import (
     Ref,
     TensorGraph,
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 
 FLOAT32, FLOAT64 = 1, 11
 """ONNX's numbers of the dtypes."""
+
+SYMBOL_DTYPES = {0: "float32", 1: "float64", 4: "int32", 6: "int64"}
+"""Of `__dtype__`, by MXNet's numbers."""
 
 CANCELLING = 1000.0
 """How many times larger than its deviation a mean is that float32 cannot subtract well."""
@@ -151,11 +155,12 @@ class SymbolNetwork:
     def spec(self, name: str) -> TensorSpec:
         (node,) = (node for node in self.symbol.nodes if node.op == "null" and node.name == name)
         shape = node.value("__shape__", None)
+        dtype = SYMBOL_DTYPES.get(node.value("__dtype__", 0), "float32")
         if not isinstance(shape, (tuple, list)) or not shape:
-            return TensorSpec(name=name, dtype="float32", shape=None)
+            return TensorSpec(name=name, dtype=dtype, shape=None)
         sizes = tuple(int(size) or None for size in shape)
         # the first size is the batch of the training
-        return TensorSpec(name=name, dtype="float32", shape=(None, *sizes[1:]))
+        return TensorSpec(name=name, dtype=dtype, shape=(None, *sizes[1:]))
 
     def emit(
         self, build: JoinedBuilder, specs: list[TensorSpec], weights: Mapping[str, Array]
@@ -269,7 +274,7 @@ def _tensor_network(node: Node, graph: TensorGraph, targets: Targets) -> TensorN
 def _symbol_network(
     node: Node, symbol: Symbol, heads: tuple[tuple[int, int], ...], targets: Targets
 ) -> SymbolNetwork:
-    cut = dataclasses.replace(symbol, heads=heads)
+    cut = unbatched(dataclasses.replace(symbol, heads=heads))
     used = needed(cut)
     fed = set(node.words("var_name_str"))
     names = [one.name for at, one in enumerate(cut.nodes) if at in used and one.op == "null"]

@@ -326,6 +326,8 @@ def _spec(model: Model, name: str, given: Mapping[str, TensorSpec]) -> TensorSpe
     elif reshapes is not None and reshapes.history(name) and shape:
         # batch times length
         shape = (f"{reshapes.history(name)}_rows", *shape[1:])
+    elif shape is None and reshapes is not None:
+        shape = reshapes.declared.get(name)
     if shape is None and name in given:
         shape = given[name].shape
     if shape is None:

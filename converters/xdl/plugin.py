@@ -22,12 +22,15 @@ Its `reference` computes every lookup and operator by its definition in float64.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from deploykit._plugins.converters.xdl import checkpoint, lookups, model, reading, weights
 
 from deploykit.definition_session import DefinitionSession
 from deploykit.errors import SourceError, UsageError
+from deploykit.formats.content import shown
 from deploykit.graph_building import GraphBuilder, finish
 from deploykit.progress import phase
 from deploykit.protocol import (
@@ -87,12 +90,14 @@ def _read(source: Source) -> model.Model | lookups.Lookups:
         stored = weights.Stored(location)
     else:
         graph, stored = location, _stored(source, location)
-    return model.assemble(
-        reading.read(graph),
-        stored,
-        outputs=_words(source, "outputs"),
-        pooled=sparse == "pooled",
-    )
+    with _whole_or_damaged(source):
+        found = model.assemble(
+            reading.read(graph),
+            stored,
+            outputs=_words(source, "outputs"),
+            pooled=sparse == "pooled",
+        )
+    return found
 
 
 def _words(source: Source, key: str) -> tuple[str, ...]:
@@ -118,11 +123,20 @@ def _built(
     whole: model.Model | lookups.Lookups, source: Source, dynamic: tuple[DynamicAxis, ...]
 ) -> tuple[GraphBuilder, Signature]:
     given = {spec.name: spec for spec in source.inputs}
-    try:
+    with _whole_or_damaged(source):
         build, signature = whole.build(given, dynamic)
-    except (ValueError, TypeError, LookupError, ArithmeticError) as error:
+    return build, signature
+
+
+@contextlib.contextmanager
+def _whole_or_damaged(source: Source) -> Iterator[None]:
+    """Turn what goes wrong where parts do not fit together into a SourceError."""
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError) as error:
         raise SourceError(
-            f"`{source.location}` is a damaged XDL model: {type(error).__name__}: {error}"[:400],
+            f"`{shown(source.location)}` is a damaged XDL model: {type(error).__name__}: {error}"[
+                :400
+            ],
             hint="graph, weights and tables do not fit together",
         ) from error
-    return build, signature

@@ -28,6 +28,8 @@ class Reshapes:
     targets: Mapping[str, tuple[int | None, ...]]
     anchor: str
     reshaped: Mapping[str, str]
+    declared: Mapping[str, Shape]
+    """Shapes of inputs that say none themselves, from what they are reshaped to at once."""
 
     def history(self, name: str) -> str:
         """Return what the length of the sequence `name` is called; empty where it is no sequence.
@@ -76,14 +78,19 @@ def find(network: TensorNetwork, sizes: list[str], vectors: list[str]) -> Reshap
         elif anchor and shape[0] is None:
             targets[name] = (None, *(-1 if size is None else size for size in shape[1:]))
     reshaped = {}
+    declared: dict[str, Shape] = {}
     names = {tensor_reference(name): name for name in targets}
     for name in network.inputs:
         found = users.get(tensor_reference(name), [])
+        wanted = [node.shape() for node, at in found if node.op == "Reshape" and at == 0]
+        unified = _unified(wanted) if wanted and len(wanted) == len(found) else None
+        if unified is not None and network.spec(name).shape is None:
+            declared[name] = unified
         by = {node.inputs[1] if node.op == "Reshape" and at == 0 else None for node, at in found}
         (only,) = by if len(by) == 1 else (None,)
         if only in names:
             reshaped[name] = names[only]
-    return Reshapes(targets=targets, anchor=anchor, reshaped=reshaped)
+    return Reshapes(targets=targets, anchor=anchor, reshaped=reshaped, declared=declared)
 
 
 def _unified(shapes: list[Shape | None]) -> Shape | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from deploykit._plugins.converters.mxnet.network import LOSSES
+from deploykit._plugins.converters.mxnet.network import LOSSES, data_inputs
 from deploykit._plugins.converters.mxnet.reading import Symbol
 from deploykit._plugins.converters.xdl.graph_def import TensorGraph, tensor_reference
 from deploykit._plugins.converters.xdl.reading import Graph, Node, reference
@@ -97,9 +97,9 @@ def of_symbol(
     else:
         heads = own + [(numbers[name], 0) for name in graph.outputs if name in numbers]
         if not heads:
-            losses = [head for head in symbol.heads if symbol.nodes[head[0]].op in LOSSES]
-            heads = (losses or list(symbol.heads))[:1]
-            notes.append(f"no output is tagged: `{symbol.nodes[heads[0][0]].name}` is taken")
+            heads = _predictions(graph, node, symbol)
+            taken = ", ".join(f"`{symbol.nodes[at].name}`" for at, _ in heads)
+            notes.append(f"no output is tagged: {taken} {'is' if len(heads) == 1 else 'are'} taken")
         for head in list(heads):
             one = symbol.nodes[head[0]]
             if one.op in ("SoftmaxOutput", "Softmax"):
@@ -109,3 +109,55 @@ def of_symbol(
     names = tuple(symbol.nodes[at].name for at, _ in heads)
     left = [symbol.nodes[at].name for at, _ in symbol.heads if symbol.nodes[at].name not in names]
     return Targets(names, (*notes, *_dropped(left))), tuple(heads)
+
+
+def _predictions(graph: Graph, node: Node, symbol: Symbol) -> list[tuple[int, int]]:
+    """Return the heads that predict: with a label of their own, or those that need no label.
+
+    Losses are left out, and the statistics that only update moving averages. Raises
+    UnsupportedError where nothing is left.
+    """
+    heads = symbol.heads
+    if losses := [head for head in heads if symbol.nodes[head[0]].op in LOSSES]:
+        return losses[:1]
+    updates = {
+        at
+        for one in graph.nodes.values()
+        if one.op.startswith("PsApply")
+        for owner, at in one.inputs
+        if owner == node.name
+    }
+    names = node.words("var_name_str")
+    labels = {
+        name
+        for name, ref in zip(names, node.inputs, strict=False)
+        if graph.features.get(ref, "").split(".")[0] == "label"
+    }
+    found = []
+    for at, head in enumerate(heads):
+        is_loss = symbol.nodes[head[0]].op in ("MakeLoss", "make_loss")
+        if at not in updates and not is_loss and not labels & _variables(symbol, head[0]):
+            found.append(head)
+    if not found:
+        raise UnsupportedError(
+            f"the graph does not say what its prediction is: all that `{node.name}` gives are losses",
+            hint="name it: `--set outputs=NODE`",
+        )
+    return found
+
+
+def _variables(symbol: Symbol, number: int) -> set[str]:
+    """Return the names of the variables that a node depends on."""
+    found: set[str] = set()
+    seen: set[int] = set()
+    waiting = [number]
+    while waiting:
+        at = waiting.pop()
+        if at in seen:
+            continue
+        seen.add(at)
+        one = symbol.nodes[at]
+        if one.op == "null":
+            found.add(one.name)
+        waiting += [inner for inner, _ in data_inputs(one)]
+    return found

@@ -245,6 +245,17 @@ OPERATORS: dict[str, tuple[str, dict[str, Any], dict[str, Any], list[tuple[int, 
         f"broadcast {op}": (f"broadcast_{op}", {}, {}, [(2, 3, 4), (2, 1, 4)])
         for op in ("add", "sub", "mul", "div", "maximum")
     },
+    "take": ("take", {}, {"places": np.array([[1, 0], [9, -2]], np.float32)}, [(2, 4)]),
+    "take along": ("take", {"axis": 1}, {"places": np.array([1, 3], np.float32)}, [(2, 4)]),
+    "broadcast to": ("broadcast_to", {"shape": (0, 5, 0)}, {}, [(2, 1, 3)]),
+    "batch dot": ("batch_dot", {"transpose_b": True}, {}, [(2, 3, 4), (2, 5, 4)]),
+    "batch dot turned": ("batch_dot", {"transpose_a": True}, {}, [(2, 4, 3), (2, 4, 5)]),
+    "batch dot of one": ("batch_dot", {}, {"w": w(1, 4, 5)}, [(2, 3, 4)]),
+    "dot": ("dot", {}, {"w": w(4, 5)}, [(2, 4)]),
+    "greater": ("broadcast_greater", {}, {}, [(2, 3), (2, 3)]),
+    "not equal": ("broadcast_not_equal", {}, {"w": np.zeros((1, 3), np.float32)}, [(2, 3)]),
+    "lesser scalar": ("_lesser_scalar", {"scalar": 0.2}, {}, [(2, 3)]),
+    "where": ("where", {}, {}, [(2, 3), (2, 3), (2, 3)]),
 }
 
 

@@ -131,10 +131,10 @@ def test_a_tdm_export_runs_from_ids(shared_models: Path, tmp_path: Path) -> None
     vectors = {}
     for number, feature in enumerate(order):
         ids, values = feed[f"{feature}.ids"], feed[f"{feature}.values"]
-        rows = np.stack(
+        weighed = np.stack(
             [row_of.get(int(one), np.zeros(24)) * v for one, v in zip(ids, values, strict=True)]
         )
-        mean = rows.reshape(-1, 2, 24).mean(axis=1)
+        mean = weighed.reshape(-1, 2, 24).mean(axis=1)
         taken = mean if feature == "unit_id_expand" else mean[feed["indicator.0"]]
         vectors["item_emb" if number == 0 else f"item_emb_{number - 1}"] = taken.astype(np.float32)
     for value, other in zip(found, alone.run(None, vectors), strict=True):
@@ -265,7 +265,8 @@ def test_lookups_and_sums_follow_their_definition(kind: str, pool: str, tmp_path
         "mine.segments",
     ]
     strange = keys[RANDOM.integers(0, len(keys), 3)] + 1  # some in the table, most of them not
-    feed, expected = {}, 0
+    feed: dict[str, Any] = {}
+    expected: Any = 0
     for feature, lengths in (("mine", [3, 0, 2, 4]), ("theirs", [1, 1, 1, 1])):
         count = sum(lengths)
         ids = np.concatenate([keys[RANDOM.integers(0, len(keys), count)], strange])[-count:]
@@ -418,6 +419,106 @@ def test_ids_may_be_unique_already(tmp_path: Path) -> None:
     np.testing.assert_allclose(found, [rows[1], rows[0] + rows[1]], rtol=1e-6)
     (defined,) = plugin.reference(ReferenceRequest(source=source)).run(feed).values()
     np.testing.assert_allclose(found, defined, rtol=1e-6)
+
+
+# ---- an MXNet network with the batch of its training in its operators
+
+
+def variable(name: str, *shape: int, dtype: int = 0) -> dict[str, Any]:
+    attrs = {"__create_by_xdl__": "True", "__dtype__": str(dtype), "__shape__": str(list(shape))}
+    return {"op": "null", "name": name, "attrs": attrs, "inputs": []}
+
+
+class Symbol:
+    """A symbol in the making; operators are called by the number of their node."""
+
+    def __init__(self) -> None:
+        self.nodes: list[dict[str, Any]] = []
+
+    def add(self, op: str, name: str, *inputs: int, **attrs: Any) -> int:
+        given = {key: str(value) for key, value in attrs.items()}
+        refs = [[at, 0, 0] for at in inputs]
+        self.nodes.append({"op": op, "name": name, "attrs": given, "inputs": refs})
+        return len(self.nodes) - 1
+
+    def json(self, *heads: int) -> str:
+        return json.dumps(
+            {"nodes": self.nodes, "arg_nodes": [], "heads": [[at, 0, 0] for at in heads]}
+        )
+
+
+def attention_symbol() -> str:
+    """As TDM's training script builds it: attention over a user's items, with the batch baked in."""
+    net = Symbol()
+    net.nodes += [variable(name, 30, 4) for name in ("items", "items_0", "node")]
+    net.nodes += [variable("label", 30, 2)]
+    joined = net.add("Concat", "joined", 0, 1, num_args=2)
+    users = net.add("Reshape", "users", joined, shape=(30, 2, 4))
+    node = net.add("Reshape", "one", 2, shape=(30, 1, 4))
+    node = net.add("broadcast_to", "wide", node, shape=(0, 2, 0))
+    product = net.add("elemwise_mul", "product", users, node)
+    both = net.add("Concat", "both", users, product, node, dim=2)
+    weight = net.add("null", "w")
+    wide = net.add("broadcast_to", "w_wide", weight, shape=(30, 0, 0))
+    score = net.add("batch_dot", "score", both, wide)
+    score = net.add("broadcast_to", "score_wide", score, shape=(0, 0, 4))
+    kept = net.add("Reshape", "kept", users, shape=(30, -1, 4))
+    summed = net.add("sum_axis", "summed", net.add("elemwise_mul", "weighed", kept, score), axis=1)
+    out = net.add("softmax", "prop", summed, axis=1)
+    loss = net.add("MakeLoss", "loss", net.add("elemwise_mul", "error", out, 3))
+    prop = net.add("BlockGrad", "prediction", out)
+    target = net.add("BlockGrad", "target", 3)
+    return net.json(loss, prop, target)
+
+
+def symbol_model(folder: Path, symbol: str, tags: dict[str, str]) -> tuple[Path, Any]:
+    """Write a graph whose network is `attention_symbol`, with vectors from outside, and its weight."""
+    refs = ["/GetBatch:0", "/GetBatch:1", "/GetBatch:2", "/GetBatch:3", "/Pull:0"]
+    attrs = {"graph_def": symbol, "var_name_str": "items,items_0,node,label,w", "is_training": True}
+    nodes: list[xdl.Node] = [
+        ("/GetBatch", "GetBatch", (), {}),
+        ("/Pull", "PsPullOp", (), {"var_name": "w"}),
+        ("/MxnetBackendOp", "MxnetBackendOp", refs, attrs),
+    ]
+    weight = RANDOM.standard_normal((1, 12, 1)).astype(np.float32)
+    saved = folder / "saved"
+    if not saved.exists():
+        xdl.checkpoint(saved, {"w": (0, weight.shape, [xdl.part(weight)])})
+    (folder / "graph.txt").write_text(xdl.text_graph(nodes, tags, []))
+    return folder / "graph.txt", checkpoint.read(saved).dense("w")
+
+
+def test_the_batch_of_the_training_gives_way(tmp_path: Path) -> None:
+    path, weight = symbol_model(tmp_path, attention_symbol(), {"/GetBatch:3": "label"})
+    source, session = convert(path, tmp_path / "o.onnx", checkpoint=str(tmp_path / "saved"))
+    # the label is not needed, and what needs it is no prediction
+    assert [one.name for one in session.get_inputs()] == ["items", "items_0", "node"]
+    assert [one.name for one in session.get_outputs()] == ["prediction_output"]
+    for rows in (1, 5):
+        a, b, node = (RANDOM.standard_normal((rows, 4)).astype(np.float32) for _ in range(3))
+        (found,) = session.run(None, {"items": a, "items_0": b, "node": node})
+        users = np.stack([a, b], axis=1)
+        wide = np.repeat(node[:, None], 2, axis=1)
+        score = np.concatenate([users, users * wide, wide], axis=2) @ weight[0]
+        summed = (users * score).sum(axis=1)
+        expected = np.exp(summed) / np.exp(summed).sum(axis=1, keepdims=True)
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+        feed = {"items": a, "items_0": b, "node": node}
+        defined = plugin.reference(ReferenceRequest(source=source)).run(feed)
+        np.testing.assert_allclose(found, defined["prediction_output"], rtol=1e-5, atol=1e-6)
+
+
+def test_what_cannot_be_of_any_batch_is_refused(tmp_path: Path) -> None:
+    symbol = attention_symbol().replace('"batch_dot"', '"elemwise_add"')
+    path, _ = symbol_model(tmp_path, symbol, {"/GetBatch:3": "label"})
+    options = {"checkpoint": str(tmp_path / "saved")}
+    source = Source(location=str(path), format="xdl/graph", options=options)
+    with pytest.raises(UnsupportedError, match="size 30 of the training batch"):
+        plugin.inspect(source)
+    only_losses = attention_symbol().replace('"prediction"', '"x"').replace("BlockGrad", "MakeLoss")
+    path, _ = symbol_model(tmp_path, only_losses, {"/GetBatch:3": "label"})
+    with pytest.raises(UnsupportedError, match="are losses"):
+        plugin.inspect(source)
 
 
 # ---- refusals and damage

@@ -91,7 +91,8 @@ def tensor(array: Any) -> bytes:
     kind = {"int8": 0, "int16": 1, "int32": 2, "int64": 3, "float32": 4, "float64": 5}
     head = struct.pack("<iQ", kind[array.dtype.name], array.ndim)
     head += b"".join(struct.pack("<Q", size) for size in array.shape)
-    return head + struct.pack("<Q", 77) + word("init") + array.tobytes()
+    data: bytes = array.tobytes()
+    return head + struct.pack("<Q", 77) + word("init") + data
 
 
 def part(data: Any, keys: Any = None, rows: Any = None) -> bytes:
