@@ -91,13 +91,12 @@ def _read(source: Source) -> model.Model | lookups.Lookups:
     else:
         graph, stored = location, _stored(source, location)
     with _whole_or_damaged(source):
-        found = model.assemble(
+        return model.assemble(
             reading.read(graph),
             stored,
             outputs=_words(source, "outputs"),
             pooled=sparse == "pooled",
         )
-    return found
 
 
 def _words(source: Source, key: str) -> tuple[str, ...]:
