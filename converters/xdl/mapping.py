@@ -27,11 +27,11 @@ def look_up(build: GraphBuilder, table: Table, ids: list[str]) -> list[str]:
     keys = build.constant(table.keys, f"{table.name}/ids")
     rows = build.constant(table.rows, f"{table.name}/rows")
     if len(ids) == 1 or is_contiguous(table):
-        return [_vectors(build, rows, *_place(build, table, keys, one)) for one in ids]
+        return [_found(build, table, keys, rows, one) for one in ids]
     # one search for all features that share the table
     sizes = build.add("Concat", *(_count(build, one) for one in ids), axis=0)
     every = build.add("Concat", *ids, axis=0)
-    vectors = _vectors(build, rows, *_place(build, table, keys, every))
+    vectors = _found(build, table, keys, rows, every)
     return list(build.add_many("Split", vectors, sizes, count=len(ids), axis=0))
 
 
@@ -46,10 +46,35 @@ def _zeros(build: GraphBuilder, table: Table, ids: str) -> str:
     return build.add("Expand", build.constant(0.0, dtype="float32"), shape)
 
 
-def _vectors(build: GraphBuilder, rows: str, place: str, found: str) -> str:
+def is_wide(table: Table) -> bool:
+    """Whether ids need more than 32 bits."""
+    return bool(len(table.keys)) and max(-int(table.keys.min()), int(table.keys.max())) >= 1 << 31
+
+
+def _found(build: GraphBuilder, table: Table, keys: str, rows: str, ids: str) -> str:
+    place, found = _place(build, table, keys, ids)
+    nothing = build.constant(0.0, dtype="float32")
+    column = build.shape_constant([1])
+    if is_wide(table):
+        exact = _is_exact(build, _halves(build, table, ids)[0])
+        found = build.add("And", found, exact)
+        broken = build.constant(float("nan"), dtype="float32")
+        nothing = build.add("Where", build.add("Unsqueeze", exact, column), nothing, broken)
     vectors = build.add("Gather", rows, place, axis=0)
-    seen = build.add("Unsqueeze", found, build.shape_constant([1]))
-    return build.add("Where", seen, vectors, build.constant(0.0, dtype="float32"))
+    return build.add("Where", build.add("Unsqueeze", found, column), vectors, nothing)
+
+
+def _is_exact(build: GraphBuilder, ids: str) -> str:
+    """Return, for each id, whether whole numbers keep their 64 bits.
+
+    Some runtimes (OpenVINO) compute int64 in int32 and would take one id for another. There this is
+    false, so that the vectors are no numbers, and it is seen. What is compared depends on the ids,
+    that no compiler works it out beforehand.
+    """
+    zero = build.constant(0, dtype="int64")
+    none = build.add("Max", build.add("Min", ids, zero), zero)
+    sums = build.add("Add", none, build.constant(1 << 40, dtype="int64"))
+    return build.add("Greater", sums, build.constant(1 << 33, dtype="int64"))
 
 
 def _place(build: GraphBuilder, table: Table, keys: str, ids: str) -> tuple[str, str]:
