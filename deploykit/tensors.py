@@ -67,6 +67,8 @@ def read_tensor(path: str | os.PathLike[str]) -> Array:
 
 
 def _read(path: str | os.PathLike[str]) -> Array | dict[str, Array]:
+    import tokenize  # numpy reads an old header with it
+
     import numpy as np
 
     try:
@@ -79,6 +81,8 @@ def _read(path: str | os.PathLike[str]) -> Array | dict[str, Array]:
     except (OSError, ValueError, EOFError, KeyError, MemoryError, RuntimeError) as error:
         raise UsageError(f"cannot read tensors from `{path}`: {error}") from error
     except (zipfile.BadZipFile, zlib.error, struct.error, SyntaxError, TypeError) as error:
+        raise UsageError(f"cannot read tensors from `{path}`: it is damaged: {error}") from error
+    except tokenize.TokenError as error:
         raise UsageError(f"cannot read tensors from `{path}`: it is damaged: {error}") from error
 
 

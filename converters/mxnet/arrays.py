@@ -1,11 +1,11 @@
-"""MXNet operators on whole arrays as ONNX nodes: products, comparisons, slices, lookups, layer norm."""
+"""MXNet operators on whole arrays as ONNX nodes: slices, casts, blocks, layer norm."""
 
 from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING
 
-from deploykit._plugins.converters.mxnet.emission import Emit, Sizes, Value, broadcast
+from deploykit._plugins.converters.mxnet.emission import Emit, Sizes, Value
 from deploykit._plugins.converters.mxnet.reading import Node
 
 from deploykit.errors import UnsupportedError
@@ -14,30 +14,11 @@ from deploykit.graph_building import GraphBuilder
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-COMPARISONS = {
-    "equal": "Equal",
-    "greater": "Greater",
-    "lesser": "Less",
-    "greater_equal": "GreaterOrEqual",
-    "lesser_equal": "LessOrEqual",
-}
 DTYPES = {"float32": 1, "uint8": 2, "int8": 3, "int32": 6, "int64": 7, "float16": 10, "float64": 11}
 
 
 def _refused(node: Node, what: str) -> UnsupportedError:
     return UnsupportedError(f"node `{node.name}` {what}", operators=(node.op,))
-
-
-def _compared(operator: str, *, scalar: bool) -> Emit:
-    """A comparison gives 1.0 or 0.0."""
-
-    def emit(build: GraphBuilder, node: Node, ins: list[Value]) -> list[Value]:
-        other = build.constant(node.value("scalar", 1.0)) if scalar else ins[1].name
-        shape = ins[0].shape if scalar else broadcast([one.shape for one in ins])
-        found = build.add(operator, ins[0].name, other)
-        return [Value(build.add("Cast", found, to=1), shape)]
-
-    return emit
 
 
 def _layer_norm(build: GraphBuilder, node: Node, ins: list[Value]) -> list[Value]:
@@ -51,22 +32,6 @@ def _layer_norm(build: GraphBuilder, node: Node, ins: list[Value]) -> list[Value
         epsilon=node.value("eps", 1e-5),
     )
     return [Value(name, x.shape)]
-
-
-def _turned(build: GraphBuilder, x: Value) -> Value:
-    axes = [*range(x.rank - 2), x.rank - 1, x.rank - 2]
-    name = build.add("Transpose", x.name, perm=axes)
-    return Value(name, tuple(x.shape[axis] for axis in axes))
-
-
-def _product(build: GraphBuilder, node: Node, ins: list[Value]) -> list[Value]:
-    """`dot` of matrices and `batch_dot`: a product over the last axis and the last but one."""
-    a, b = ins
-    if node.op == "dot" and (a.rank != 2 or b.rank != 2):
-        raise _refused(node, f"multiplies {a.rank} axes by {b.rank}")
-    a = _turned(build, a) if node.value("transpose_a", False) else a
-    b = _turned(build, b) if node.value("transpose_b", False) else b
-    return [Value(build.add("MatMul", a.name, b.name), (*a.shape[:-1], b.shape[-1]))]
 
 
 def _slice(build: GraphBuilder, node: Node, ins: list[Value]) -> list[Value]:
@@ -102,17 +67,6 @@ def _cast(build: GraphBuilder, node: Node, ins: list[Value]) -> list[Value]:
     return [Value(name, ins[0].shape)]
 
 
-def _take(build: GraphBuilder, node: Node, ins: list[Value]) -> list[Value]:
-    x, index = ins
-    if node.value("mode", "clip") != "clip" or node.value("axis", 0) % x.rank != 0:
-        raise _refused(node, "takes along another axis than the first, or wraps indices")
-    first, one = build.constant(0, dtype="int64"), build.constant(1, dtype="int64")
-    last = build.add("Sub", build.add("Shape", x.name, start=0, end=1), one)
-    last = build.add("Squeeze", last, build.shape_constant([0]))
-    places = build.add("Clip", build.add("Cast", index.name, to=7), first, last)
-    return [Value(build.add("Gather", x.name, places, axis=0), (*index.shape, *x.shape[1:]))]
-
-
 def _stack(build: GraphBuilder, node: Node, ins: list[Value]) -> list[Value]:
     axis = node.value("axis", 0) % (ins[0].rank + 1)
     parts = [build.add("Unsqueeze", one.name, build.shape_constant([axis])) for one in ins]
@@ -128,13 +82,6 @@ def _tile(build: GraphBuilder, node: Node, ins: list[Value]) -> list[Value]:
     reps = [1] * (x.rank - len(reps)) + reps
     shape = tuple(None if s is None else s * r for s, r in zip(x.shape, reps, strict=True))
     return [Value(build.add("Tile", x.name, build.shape_constant(reps)), shape)]
-
-
-def _where(build: GraphBuilder, _node: Node, ins: list[Value]) -> list[Value]:
-    zero = build.constant(0.0)
-    chosen = build.add("Not", build.add("Equal", ins[0].name, zero))
-    name = build.add("Where", chosen, ins[1].name, ins[2].name)
-    return [Value(name, ins[1].shape)]
 
 
 def _square(build: GraphBuilder, _node: Node, ins: list[Value]) -> list[Value]:
@@ -185,11 +132,7 @@ def _gathered(shape: Sizes, size: int) -> Sizes:
 
 
 EMIT: dict[str, Emit] = {
-    **{f"broadcast_{op}": _compared(name, scalar=False) for op, name in COMPARISONS.items()},
-    **{f"_{op}": _compared(name, scalar=False) for op, name in COMPARISONS.items()},
-    **{f"_{op}_scalar": _compared(name, scalar=True) for op, name in COMPARISONS.items()},
     **dict.fromkeys(("Cast", "cast"), _cast),
-    **dict.fromkeys(("dot", "batch_dot"), _product),
     **dict.fromkeys(("slice", "crop"), _slice),
     "LayerNorm": _layer_norm,
     "_contrib_div_sqrt_dim": _scaled,
@@ -199,7 +142,5 @@ EMIT: dict[str, Emit] = {
     "space_to_depth": _blocks("SpaceToDepth", _gathered),
     "square": _square,
     "stack": _stack,
-    "take": _take,
     "tile": _tile,
-    "where": _where,
 }

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from deploykit._plugins.converters.mxnet import evaluation_arrays
+from deploykit._plugins.converters.mxnet import arrays_evaluation, attention_evaluation
 from deploykit._plugins.converters.mxnet.network import Network, data_inputs, output_name
 from deploykit._plugins.converters.mxnet.reading import Node
 
@@ -334,7 +334,7 @@ def _lrn(node: Node, ins: list[Array]) -> Array:
 
 BINARIES = {"add": "add", "sub": "subtract", "mul": "multiply", "div": "divide"}
 COMPUTE: dict[str, Compute] = {
-    **evaluation_arrays.COMPUTE,
+    **arrays_evaluation.COMPUTE,
     **{f"elemwise_{op}": _binary(name) for op, name in BINARIES.items()},
     **{f"broadcast_{op}": _binary(name) for op, name in BINARIES.items()},
     **dict.fromkeys(("_plus", "_Plus", "broadcast_plus"), _binary("add")),
@@ -394,4 +394,5 @@ COMPUTE: dict[str, Compute] = {
     "L2Normalization": _normalise,
     "InstanceNorm": _instance_norm,
     **dict.fromkeys(("add_n", "ElementWiseSum", "_sum"), lambda _node, ins: sum(ins)),
+    **attention_evaluation.COMPUTE,
 }

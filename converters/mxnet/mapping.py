@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from deploykit._plugins.converters.mxnet import arrays, spatial
+from deploykit._plugins.converters.mxnet import arrays, attention, spatial
 from deploykit._plugins.converters.mxnet.emission import Emit, Sizes, Value, broadcast
 from deploykit._plugins.converters.mxnet.network import (
     Network,
@@ -127,11 +127,12 @@ def emit(build: GraphBuilder, model: Network, inputs: list[TensorSpec]) -> list[
         return weights[number]
 
     counts: dict[int, int] = {}
+    emits = operators()
     for number, node in model.walk():
         given = [value(ref) for ref in data_inputs(node)]
         given += _unlisted(build, model, node, len(given))
         with build.layer(node.name):
-            found = operators()[node.op](build, node, given)
+            found = emits[node.op](build, node, given)
         counts[number] = len(found)
         values |= {(number, at): one for at, one in enumerate(found)}
     outputs = []
@@ -538,6 +539,7 @@ def operators() -> dict[str, Emit]:
 _OPERATORS: dict[str, Emit] = {
     **spatial.EMIT,
     **arrays.EMIT,
+    **attention.OPERATORS,
     **{op: _unary(name) for op, name in UNARY.items()},
     **{op: _binary(name) for op, name in BINARY.items()},
     **{f"_{op}_scalar": _scalar(*how) for op, how in SCALAR.items()},

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from deploykit.errors import SourceError
 from deploykit.formats.content import Content, damaged
-from deploykit.formats.protobuf_wire import beginning, fields, is_name, number
+from deploykit.formats.protobuf_wire import beginning, fields, is_name, number, text
 from deploykit.formats.reading import FormatError, Reading
 
 CNTK1 = "BCN\0".encode("utf-16-le")
@@ -153,6 +153,20 @@ def recognises_xdl(content: Content) -> bool:
     """Whether the file is the text of an XDL graph: nodes whose names begin with a slash."""
     head = bytes(content.view[:512])
     return head.startswith(b"node {") and b'name: "/' in head
+
+
+def recognises_xdl_binary(content: Content) -> bool:
+    """Whether the file begins as a binary XDL graph does: a node whose name begins with a slash.
+
+    It is like a TensorFlow graph in everything else, and there no name begins so.
+    """
+    found = beginning(content.view, 1)
+    if not found or found[0][0] != 1 or isinstance(found[0][1], int):
+        return False
+    node = beginning(found[0][1], 2)
+    if not node or [key for key, _ in node] != [1, 2]:
+        return False
+    return is_name(node[0][1]) and is_name(node[1][1]) and text(node[0][1]).startswith("/")
 
 
 def read_xdl(content: Content) -> Reading:

@@ -57,6 +57,7 @@ PARTS = {
 """Files that are a part of a model, and what the other part is."""
 
 PROTOBUFS: tuple[tuple[str, Callable[[Content], bool]], ...] = (
+    ("xdl/graph", foreign.recognises_xdl_binary),
     ("tensorflow/saved_model", saved_model.recognises),
     ("onnx", onnx_file.recognises),
     ("paddle/program", paddle_program.recognises),

@@ -15,16 +15,6 @@ if TYPE_CHECKING:
     Compute = Callable[[Node, list[Array]], Any]
 
 
-def _compared(name: str, *, scalar: bool) -> Compute:
-    def compute(node: Node, ins: list[Array]) -> Any:
-        import numpy as np
-
-        other = node.value("scalar", 1.0) if scalar else ins[1]
-        return getattr(np, name)(ins[0], other).astype(np.float64)
-
-    return compute
-
-
 def _layer_norm(node: Node, ins: list[Array]) -> Array:
     import numpy as np
 
@@ -32,18 +22,6 @@ def _layer_norm(node: Node, ins: list[Array]) -> Array:
     centred = x - x.mean(axis=-1, keepdims=True)
     spread = np.sqrt((centred**2).mean(axis=-1, keepdims=True) + node.value("eps", 1e-5))
     return np.asarray(gamma * centred / spread + beta)
-
-
-def _product(node: Node, ins: list[Array]) -> Array:
-    import numpy as np
-
-    left = "bkm" if node.value("transpose_a", False) else "bmk"
-    right = "bnk" if node.value("transpose_b", False) else "bkn"
-    a, b = (one.astype(np.float64) for one in ins)
-    if node.op == "dot":
-        left, right = left[1:], right[1:]
-    out = "bmn" if node.op == "batch_dot" else "mn"
-    return np.asarray(np.einsum(f"{left},{right}->{out}", a, b))
 
 
 def _slice(node: Node, ins: list[Array]) -> Array:
@@ -56,10 +34,6 @@ def _cast(node: Node, ins: list[Array]) -> Array:
     return ins[0].astype(node.value("dtype", "float32")).astype("float64")
 
 
-def _take(_node: Node, ins: list[Array]) -> Array:
-    return ins[0].take(ins[1].astype("int64"), axis=0, mode="clip")
-
-
 def _stack(node: Node, ins: list[Array]) -> Array:
     import numpy as np
 
@@ -70,12 +44,6 @@ def _tile(node: Node, ins: list[Array]) -> Array:
     import numpy as np
 
     return np.tile(ins[0], node.value("reps", ()))
-
-
-def _where(_node: Node, ins: list[Array]) -> Array:
-    import numpy as np
-
-    return np.where(ins[0] != 0, ins[1], ins[2])
 
 
 def _to_space(node: Node, ins: list[Array]) -> Array:
@@ -97,19 +65,8 @@ def _hard_sigmoid(node: Node, ins: list[Array]) -> Array:
     return (node.value("alpha", 0.2) * ins[0] + node.value("beta", 0.5)).clip(0, 1)
 
 
-COMPARISONS = {
-    "equal": "equal",
-    "greater": "greater",
-    "lesser": "less",
-    "greater_equal": "greater_equal",
-    "lesser_equal": "less_equal",
-}
 COMPUTE: dict[str, Compute] = {
-    **{f"broadcast_{op}": _compared(name, scalar=False) for op, name in COMPARISONS.items()},
-    **{f"_{op}": _compared(name, scalar=False) for op, name in COMPARISONS.items()},
-    **{f"_{op}_scalar": _compared(name, scalar=True) for op, name in COMPARISONS.items()},
     **dict.fromkeys(("Cast", "cast"), _cast),
-    **dict.fromkeys(("dot", "batch_dot"), _product),
     **dict.fromkeys(("slice", "crop"), _slice),
     "LayerNorm": _layer_norm,
     "_contrib_div_sqrt_dim": lambda _node, ins: ins[0] / math.sqrt(ins[0].shape[-1]),
@@ -119,7 +76,5 @@ COMPUTE: dict[str, Compute] = {
     "space_to_depth": _to_depth,
     "square": lambda _node, ins: ins[0].astype("float64") ** 2,
     "stack": _stack,
-    "take": _take,
     "tile": _tile,
-    "where": _where,
 }
