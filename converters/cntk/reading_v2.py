@@ -161,7 +161,10 @@ class _Reader:
         uid = _text(function["uid"])
         outputs = self.outputs(function)
         # the placeholder that breaks a cycle in the file has the shape
-        declared = self.variables.get(outputs[0])
+        around = outputs[0]
+        if self.kind(function) in ("PastValue", "FutureValue"):
+            around = _text(function["inputs"][0])
+        declared = self.variables.get(around)
         shape = declared.get("shape") if declared is not None else None
         known = isinstance(shape, tuple) and all(isinstance(n, int) and n >= 0 for n in shape)
         attributes = function["attributes"]
