@@ -154,7 +154,9 @@ class Cursor:
         """Return a counted list of sizes."""
         count = self.size()
         if count > (len(self.view) - self.at) // 8:
-            raise FormatError(f"a list of {count} numbers at byte {self.at} is longer than the file")
+            raise FormatError(
+                f"a list of {count} numbers at byte {self.at} is longer than the file"
+            )
         return tuple(self.size() for _ in range(count))
 
     def found(self, marker: str) -> bool:
@@ -231,7 +233,7 @@ class Cursor:
         lines = columns if form == SPARSE_CSC else rows
         values = self._array(count, dtype)
         along, starts = self._indices(count, lines + 1)
-        lengths = np.diff(starts)
+        lengths = np.diff(starts.astype(np.int64))
         across = rows if form == SPARSE_CSC else columns
         if starts[0] != 0 or starts[-1] != count or lengths.min(initial=0) < 0:
             raise FormatError("a sparse matrix whose lines do not add up")

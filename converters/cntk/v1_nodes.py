@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from deploykit._plugins.converters.cntk.v1_file import Cursor
+
 from deploykit.formats.reading import FormatError
 
 Fields = dict[str, Any]
@@ -342,7 +343,7 @@ PerDimMeanVarDeNormalizationNode PerDimMeanVarNormalization PerDimMeanVarNormali
 Reciprocal ReconcileDynamicAxis ReconcileMBLayout RectifiedLinear RowElementTimes Scale
 ScatterPacked SequenceWithSoftmax Sigmoid Sin Sinh Softmax Sqrt SquareError StableSigmoid
 StopGradient StraightThrough SumColumnElements SumElements Tan Tanh
-""".split()
+""".split()  # noqa: SIM905
 
 PAYLOADS: dict[str, Payload] = {
     **dict.fromkeys(EMPTY, nothing),

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from deploykit._plugins.converters.cntk.v1_file import Network, RawNode
+
 from deploykit.formats.reading import FormatError
 
 Shape = tuple[int, ...]
@@ -145,8 +146,8 @@ def _stacked(node: RawNode, given: Sequence[Shape]) -> Shape:
     shapes = [padded(one, rank) for one in given]
     if axis < 0:
         raise FormatError(f"`{node.name}` stacks along axis {axis + 1}")
-    rest = broadcast(one[:axis] + (1,) + one[axis + 1 :] for one in shapes)
-    return rest[:axis] + (sum(one[axis] for one in shapes),) + rest[axis + 1 :]
+    rest = broadcast((*one[:axis], 1, *one[axis + 1 :]) for one in shapes)
+    return (*rest[:axis], sum(one[axis] for one in shapes), *rest[axis + 1 :])
 
 
 def _repeated(node: RawNode, given: Sequence[Shape]) -> Shape:
@@ -327,15 +328,15 @@ Floor Hardmax Log LogSoftmax Mean InvStdDev Negate Pass PerDimMeanVarDeNormaliza
 PerDimMeanVarDeNormalizationNode PerDimMeanVarNormalization PerDimMeanVarNormalizationNode
 Reciprocal ReconcileDynamicAxis ReconcileMBLayout RectifiedLinear ScatterPacked Sigmoid Sin Sinh
 Softmax Sqrt StableSigmoid StopGradient StraightThrough Tan Tanh
-""".split()
+""".split()  # noqa: SIM905
 BROADCAST = """
 Clip ColumnElementTimes DiagTimes ElementTimes Equal Greater GreaterEqual If Less LessEqual LogPlus
 Minus NotEqual Plus RowElementTimes Scale
-""".split()
+""".split()  # noqa: SIM905
 SCALAR = """
 ClassificationError CosDistance CrossEntropy CrossEntropyWithSoftmax ErrorPrediction Logistic
 SquareError SumColumnElements SumElements Where PackedIndex
-""".split()
+""".split()  # noqa: SIM905
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(SAME, _same),
