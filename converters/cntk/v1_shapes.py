@@ -24,11 +24,11 @@ def inferred(network: Network) -> dict[str, Shape | None]:
     """Return the shape of every node. Raises FormatError where the shapes do not fit together."""
     order = _order(network)
     shapes: dict[str, Shape | None] = {}
-    # the first round goes by the shapes that delays keep, the second by those of their inputs
-    for _ in range(2):
+    # before version 4 delays keep no shape but a number of rows: at first, others say what they know
+    for partial in (network.version < 4, False, False):
         for name in order:
             node = network.nodes[name]
-            shapes[name] = _shape(node, shapes)
+            shapes[name] = _shape(node, shapes, partial)
     return shapes
 
 
@@ -54,18 +54,18 @@ def _order(network: Network) -> list[str]:
     return list(found)
 
 
-def _shape(node: RawNode, shapes: Known) -> Shape | None:
+def _shape(node: RawNode, shapes: Known, partial: bool) -> Shape | None:
     if node.op in DELAYS:
         before = shapes.get(node.inputs[0]) if node.inputs else None
         kept: Shape = node.fields["shape"]
-        return before or (kept if math.prod(kept) else None)
+        return before or (kept if math.prod(kept) and not partial else None)
     if "shape" in node.fields and not node.inputs:
         own: Shape = node.fields["shape"]
         return own
     rule = RULES.get(node.op)
     given = [shapes.get(one) for one in node.inputs]
     known = [one for one in given if one is not None]
-    if rule is None or len(known) < len(given) or not known:
+    if rule is None or not known or (len(known) < len(given) and not (partial and rule is _all)):
         return None
     found = rule(node, known)
     if found is not None and any(size <= 0 for size in found):
@@ -267,7 +267,9 @@ def _convolved(node: RawNode, given: Sequence[Shape]) -> Shape | None:
         return _unconvolved(node, shape)
     along = window(node, shape)
     found = []
-    for axis, size in enumerate(shape):
+    # groups take their share of the channels each
+    sizes = (*shape[:-1], shape[-1] // fields.get("groups", 1))
+    for axis, size in enumerate(sizes):
         kernel = (along["kernel"][axis] - 1) * along["dilation"][axis] + 1
         ends = along["lower"][axis] + along["upper"][axis]
         left = size + (kernel - 1 if along["auto"][axis] else ends) - kernel
