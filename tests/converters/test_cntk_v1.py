@@ -300,17 +300,17 @@ def test_a_matrix_is_the_kernel_of_a_convolution(tmp_path: Path) -> None:
     assert found.shape == (4, 4, 4)
 
 
-@pytest.mark.parametrize("version", [26, 28, 30])
-def test_groups_and_what_else_came_late(tmp_path: Path, version: int) -> None:
+@pytest.mark.parametrize(("version", "groups"), [(26, 1), (28, 1), (30, 2)])
+def test_groups_and_what_else_came_late(tmp_path: Path, version: int, groups: int) -> None:
     file = File(version)
     file.input("x", 5, 5, 4)
-    file.parameter("W", w(6, 2, 3, 3))
-    window = file.window((3, 3, 2), (6,), (1, 1, 2)) + v1.truth(False) + v1.shape(1)
-    groups = v1.u8(2) if version > 28 else b""
-    file.node("Convolution", "c", "W", "x", payload=window + groups)
+    file.parameter("W", w(6, 4 // groups, 3, 3))
+    window = file.window((3, 3, 4 // groups), (6,), (1, 1, 4 // groups))
+    payload = window + v1.truth(False) + v1.shape(1) + (v1.u8(groups) if version > 28 else b"")
+    file.node("Convolution", "c", "W", "x", payload=payload)
     file.node("Tanh", "t", "c")
     graph = read(tmp_path, file.bytes(output=("t",)))
-    assert by_op(graph, "Convolution").attributes["groups"] == (2 if groups else 1)
+    assert by_op(graph, "Convolution").attributes["groups"] == groups
     assert by_op(graph, "Tanh").shape == (3, 3, 6)
 
 
