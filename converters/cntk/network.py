@@ -108,15 +108,17 @@ def _tuple(value: Any) -> tuple[Any, ...]:
     return value if isinstance(value, tuple) else ()
 
 
-def shape_of(leaf: Leaf, *, alone: bool) -> tuple[Dimension, ...]:
+def shape_of(found: Network, leaf: Leaf) -> tuple[Dimension, ...]:
     """Return the shape in which an input is fed: [batch, sequence, *static axes slowest first].
 
-    Where one sequence is computed `alone`, an input with a sequence axis has no batch axis.
+    Where one sequence is computed alone, an input with a sequence axis has no batch axis, and any
+    other a batch of 1.
     """
     static: list[Dimension] = [None if size < 0 else size for size in leaf.shape[::-1]]
     lead: list[Dimension] = []
-    if leaf.batch and not (alone and leaf.sequence):
-        lead.append("batch")
+    if leaf.batch and not (found.alone and leaf.sequence):
+        single = found.alone and any(one.sequence for one in found.inputs.values())
+        lead.append(1 if single else "batch")
     if leaf.sequence:
         lead.append(leaf.sequence)
     return (*lead, *static)
@@ -155,6 +157,8 @@ def build(found: Network, specs: Mapping[str, TensorSpec]) -> tuple[GraphBuilder
             raise UnsupportedError(f"`{root.name}` is a list of places", operators=("Where",))
         name = value.name
         shape = list(_dimensions(value))
+        if value.batch and any(leaf.sequence for leaf in found.inputs.values()) and found.alone:
+            shape[0] = 1
         if found.alone and value.batch and value.sequence:
             name = to.add("Squeeze", name, to.sizes(0))
             shape = shape[1:]

@@ -134,7 +134,7 @@ def _specs(
         )
     specs = {}
     for name, leaf in found.inputs.items():
-        own = network.shape_of(leaf, alone=found.alone)
+        own = network.shape_of(found, leaf)
         shape, dtype = own, found.dtype
         if name in given:
             asked = given[name].shape or ()
