@@ -52,10 +52,24 @@ def translate(made: Translation, node: RawNode) -> None:
     special = SPECIAL.get(node.op)
     if special is not None:
         special(made, node)
+    elif _crosses(made, node):
+        made.refuse(node, "of vectors along different axes")
     elif node.op in ALIKE or node.op in RENAMED:
         made.emit(node, RENAMED.get(node.op, node.op), node.inputs)
     else:
         made.refuse(node)
+
+
+def _crosses(made: Translation, node: RawNode) -> bool:
+    """Whether operands of as many elements would make a table of each with each.
+
+    Before version 3 operands were columns of a matrix; their shapes are guesses of a later loader.
+    """
+    if made.network.version >= 3 or node.op not in v1_shapes.BROADCAST:
+        return False
+    shapes = [made.shapes.get(name) or () for name in node.inputs]
+    most = max((math.prod(shape) for shape in shapes), default=1)
+    return math.prod(made.shapes.get(node.name) or ()) > most
 
 
 def _parameter(made: Translation, node: RawNode) -> None:
