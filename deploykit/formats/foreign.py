@@ -10,6 +10,7 @@ from deploykit.formats.protobuf_wire import beginning, fields, is_name, number
 from deploykit.formats.reading import FormatError, Reading
 
 CNTK1 = "BCN\0".encode("utf-16-le")
+CNTK1_VERSION = "BVersion\0".encode("utf-16-le")
 CNTK1_END = "ECN\0".encode("utf-16-le")
 OTHER = (
     (b"GGUF", "a GGUF file of a language model"),
@@ -59,7 +60,9 @@ def read_cntk1(content: Content) -> Reading:
     """Name a CNTK v1 model. Raises SourceError where its end marker is missing."""
     if content.view[-len(CNTK1_END) :] != CNTK1_END:
         raise damaged(content.path, "CNTK v1 model", "its end marker is missing")
-    version = int.from_bytes(content.view[26:34], "little")
+    # files of the first model version have no version section
+    told = content.view[len(CNTK1) : len(CNTK1) + len(CNTK1_VERSION)] == CNTK1_VERSION
+    version = int.from_bytes(content.view[26:34], "little") if told else 1
     return Reading(
         format="cntk/v1",
         location=content.path,
