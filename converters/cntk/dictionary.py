@@ -46,28 +46,22 @@ def read(path: Path) -> dict[str, Any]:
     Raises SourceError where it is damaged, UnsupportedError where it holds sparse arrays.
     """
     content = open_content(path)
-    reader = _Reader()
     try:
-        if content.starts_with(MAGIC):
-            length = int.from_bytes(content.view[4:8], "little")
-            if length + 8 > content.size:
-                raise FormatError(f"a description of {length} bytes in {content.size} bytes")
-            found = reader.dictionary(content.view[8 : 8 + length], 0)
-            reader.fill(content.view[8 + length :])
-        else:
-            found = reader.dictionary(content.view, 0)
-            if reader.empty:
-                raise FormatError(f"{len(reader.empty)} arrays have no values")
+        if not content.starts_with(MAGIC):
+            return _Reader(None).dictionary(content.view, 0)
+        length = int.from_bytes(content.view[4:8], "little")
+        if length + 8 > content.size:
+            raise FormatError(f"a description of {length} bytes in {content.size} bytes")
+        return _Reader(content.view[8 + length :]).dictionary(content.view[8 : 8 + length], 0)
     except (ValueError, OverflowError, struct.error, RecursionError) as error:
         raise damaged(path, "CNTK v2 model", error) from error
-    return found
 
 
 class _Reader:
-    """Arrays without values are kept in `empty`, in the file's order, until `fill`."""
+    """Arrays without values take theirs from `tail`, one after another in the file's order."""
 
-    def __init__(self) -> None:
-        self.empty: list[Array] = []
+    def __init__(self, tail: memoryview | None) -> None:
+        self.tail = tail
 
     def dictionary(self, view: memoryview, depth: int) -> dict[str, Any]:
         if depth > DEEPEST:
@@ -151,20 +145,29 @@ class _Reader:
         if any(size < 0 for size in shape):
             raise FormatError(f"an array of shape {shape}")
         size = math.prod(shape)
+        if place not in parts and size:
+            return self.next(dtype, size).reshape(shape[::-1])
         if place not in parts:
-            if size * np.dtype(dtype).itemsize > 1 << 40:
-                raise FormatError(f"an array of shape {shape}")
-            # no memory is touched: the values come from behind the message
-            self.empty.append(np.broadcast_to(np.zeros((), dtype), shape[::-1]))
-            return self.empty[-1]
+            return np.zeros(shape[::-1], dtype)
         flat = _values(parts[place], kind)
         if flat.size != size:
             raise FormatError(f"an array of {flat.size} values has the shape {shape}")
         return flat.reshape(shape[::-1])
 
-    def fill(self, view: memoryview) -> None:
-        """Give the arrays without values theirs, one after another from `view`."""
-        raise NotImplementedError
+    def next(self, dtype: str, size: int) -> Array:
+        """Return the next `size` values behind the message."""
+        import numpy as np
+
+        if self.tail is None:
+            raise FormatError(f"an array of {size} values has none")
+        if dtype not in ("float32", "float64"):
+            raise FormatError(f"an array of {dtype} lies behind the message")
+        length = size * np.dtype(dtype).itemsize
+        if length > len(self.tail):
+            raise FormatError(f"an array of {length} bytes begins where {len(self.tail)} are left")
+        values = np.frombuffer(self.tail[:length], np.dtype(dtype).newbyteorder("<"))
+        self.tail = self.tail[length:]
+        return values
 
 
 def _values(view: memoryview, kind: int) -> Array:

@@ -25,7 +25,8 @@ class Value:
     """A value: its name in the graph, CNTK's shape, and its dynamic axes.
 
     `positional` says that it depends on the place in the sequence only, not on data. `mask` names,
-    for what a Where made, the condition; nothing but a gathering can use such a value.
+    for what a Where made, the condition; nothing but a gathering can use such a value. `index` names,
+    for what a OneHot made, the indices: up to the number of classes, which stands for none of them.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Value:
     constant: Array | None = None
     positional: bool = False
     mask: str = ""
+    index: str = ""
 
     @property
     def dynamic(self) -> int:

@@ -205,6 +205,7 @@ def times(to: Emission, node: Node, ins: list[Value]) -> Value:
             shape = shape[::-1]
         else:
             shape = (1, *shape)
+            left = replace(left, name=to.reshape(left, shape))
     summed = len(shape) - out
     if not 0 <= out <= len(shape):
         raise ValueError(f"it keeps {out} axes of {shape}")
@@ -214,6 +215,9 @@ def times(to: Emission, node: Node, ins: list[Value]) -> Value:
         summed, ours = len(right.shape), right.shape  # CNTK 1 flattens what a matrix multiplies
     if math.prod(joint) != math.prod(ours) or (joint != ours and len(joint) > 1):
         raise ValueError(f"{shape} cannot be multiplied with {right.shape}")
+    is_lookup = right.index and left.constant is not None and node.op == "Times"
+    if is_lookup and len(joint) == 1 and joint == ours:
+        return _embedding(to, left, right, out)
     rows, inner, maps = math.prod(shape[:out]), math.prod(joint), right.shape[summed:]
     if FREE in shape:
         raise UnsupportedError(
@@ -235,6 +239,17 @@ def times(to: Emission, node: Node, ins: list[Value]) -> Value:
         made = replace(data, name=to.add("MatMul", data.name, matrix.name), shape=(rows, *flat[1:]))
     result = (*shape[:out], *maps)
     return replace(made, name=to.reshape(made, result), shape=result, constant=None, positional=False)
+
+
+def _embedding(to: Emission, table: Value, hot: Value, out: int) -> Value:
+    """Look rows up, which is what a matrix times a one-hot vector does; none of them is zeros."""
+    import numpy as np
+
+    rows = np.asarray(table.constant)
+    padded = np.concatenate([rows, np.zeros((1, *rows.shape[1:]), rows.dtype)])
+    name = to.add("Gather", to.real(padded), hot.index, axis=0)
+    shape = (*table.shape[:out], *hot.shape[1:])
+    return replace(hot, name=name, shape=shape, index="", positional=False)
 
 
 def reduction(to: Emission, node: Node, ins: list[Value]) -> Value:
@@ -318,7 +333,12 @@ def _splice(to: Emission, node: Node, ins: list[Value]) -> Value:
     at = static_axis(axis, rank)
     padded = [(*one.shape, *[1] * (rank - len(one.shape))) for one in ins]
     around = broadcast([(*shape[:at], 1, *shape[at + 1 :]) for shape in padded])
-    names, whole = to.aligned(ins, rank=rank)
+    # along the axis itself their sizes may differ
+    alike = [
+        replace(one, shape=(*one.shape[:at], 1, *one.shape[at + 1 :])[: len(one.shape)])
+        for one in ins
+    ]
+    names, whole = to.aligned(alike, rank=rank)
     like = max(ins, key=lambda one: one.dynamic)
     parts = []
     for one, name, shape in zip(ins, names, padded, strict=True):
@@ -445,12 +465,18 @@ def _one_hot(to: Emission, node: Node, ins: list[Value]) -> Value:
     (x,) = ins
     size = whole_number(node, "numClass")
     at = static_axis(node.attributes.get("onehotAxis"), len(x.shape) + 1)
+    if size < 1:
+        raise ValueError(f"it has {size} classes")
     index = to.add("Cast", x.name, to=7)
+    # an index outside of the classes is none of them; ONNX counts negative ones from the end
+    last = to.build.constant(size, dtype="int64")
+    index = to.add("Where", to.add("Less", index, to.build.constant(0, dtype="int64")), last, index)
+    index = to.add("Min", index, last)
     shape = (*x.shape[:at], size, *x.shape[at:])
     made = replace(x, shape=shape, constant=None)
     depth = to.build.constant([size], dtype="int64")
     name = to.add("OneHot", index, depth, to.real([0.0, 1.0]), axis=made.place(at))
-    return replace(made, name=name)
+    return replace(made, name=name, index=index if at == 0 else "")
 
 
 def _gather(to: Emission, node: Node, ins: list[Value]) -> Value:

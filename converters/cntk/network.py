@@ -183,7 +183,14 @@ def emit(to: Emission, node: Node, ins: list[Value]) -> list[Value]:
             f"operator `{node.name or node.uid}` ({node.op}) does not fit: {error}"[:400],
             hint="the model is damaged, or was saved before its shapes were known",
         ) from error
-    return made if isinstance(made, list) else [made]
+    several = made if isinstance(made, list) else [made]
+    if node.op in mapping.IDENTITY:
+        return several
+    # what is known of an input is not known of what was made of it
+    keeps = node.op == "OneHot"
+    return [
+        replace(one, constant=None, index=one.index if keeps else "") for one in several
+    ]
 
 
 def _fed(to: Emission, name: str, spec: TensorSpec, leaf: Leaf) -> Value:

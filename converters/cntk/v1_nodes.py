@@ -180,12 +180,7 @@ def batch_normalization(cursor: Cursor, _: str) -> Fields:
         found["spatial"] = cursor.boolean()
         found["time_constants"] = (cursor.float64(), cursor.float64())
         found["layout"] = _one_of(LAYOUTS, cursor.int32())
-        # 19 keeps whether the count is 0, all others the count (of minibatches before 13)
-        _ = cursor.boolean() if version == 19 else cursor.size()
-        found["epsilon"] = cursor.float64()
-        cursor.boolean()
-        if version > 25 and not cursor.node_ends():
-            cursor.boolean()  # whether regularization leaves it alone
+        found["epsilon"] = _after_the_count(cursor)
     else:
         written, readable = cursor.int32(), cursor.int32()
         if not 0x10001 <= readable <= written <= 0x10004:
@@ -201,6 +196,30 @@ def batch_normalization(cursor: Cursor, _: str) -> Fields:
             cursor.boolean()
     found["inverse_deviation"] = version < 13
     return found
+
+
+def _after_the_count(cursor: Cursor) -> float:
+    """Go past the count of samples, and return the epsilon behind it.
+
+    Since version 19 it is a count or whether that is 0, and a later version adds whether
+    regularization leaves the node alone; no source says exactly when, but the node's end does.
+    """
+    begun, version = cursor.at, cursor.version
+    if version < 19:
+        cursor.size()
+        epsilon = cursor.float64()
+        cursor.boolean()
+        return epsilon
+    for width, more in ((8, 0), (1, 0), (8, 1), (1, 1)):
+        cursor.at = begun
+        if len(cursor.view) - begun < width + 9 + more:
+            continue
+        cursor.take(width)
+        epsilon = cursor.float64()
+        cursor.take(1 + more)
+        if cursor.node_ends() and 0 <= epsilon < 1:
+            return epsilon
+    raise FormatError(f"a batch normalization without its end at byte {begun}")
 
 
 def reshape(cursor: Cursor, dtype: str) -> Fields:
