@@ -190,12 +190,20 @@ class File:
         return self.node(op, name, data, payload=payload)
 
     def normalization(
-        self, name: str, *inputs: str, spatial: bool, epsilon: float = 1e-5, inner: int = 0x10004
+        self,
+        name: str,
+        *inputs: str,
+        spatial: bool,
+        epsilon: float = 1e-5,
+        inner: int = 0x10004,
+        flag: bool = False,
+        more: bytes = b"",
     ) -> str:
+        """Add a batch normalization; `flag` in place of the count, `more` behind the payload."""
         if self.version >= 6:
             payload = truth(spatial) + f8(5000, 0) + i4(1)
-            payload += truth(False) if self.version == 19 else u8(7)
-            payload += f8(epsilon) + truth(True)
+            payload += truth(False) if flag else u8(7)
+            payload += f8(epsilon) + truth(True) + more
         else:
             payload = i4(inner, inner) + truth(False, spatial) + f8(5000)
             payload += i4(1) + u8(7) if inner >= 0x10002 else b""

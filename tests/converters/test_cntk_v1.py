@@ -270,14 +270,23 @@ def test_normalization_that_kept_the_inverse_deviation(tmp_path: Path, inner: in
     np.testing.assert_allclose(variance, (1 / inverse**2 + epsilon)[0], rtol=1e-5)
 
 
-@pytest.mark.parametrize("version", [6, 12, 13, 18, 19, 20, 27])
-def test_normalization_since(tmp_path: Path, version: int) -> None:
+@pytest.mark.parametrize(
+    ("version", "flag", "more"),
+    [
+        *((version, False, b"") for version in (6, 12, 13, 18, 20, 27)),
+        (19, True, b""),
+        (24, True, b""),
+        (28, False, b"\1"),
+        (28, True, b"\0"),
+    ],
+)
+def test_normalization_since(tmp_path: Path, version: int, flag: bool, more: bytes) -> None:
     file = File(version)
     file.input("x", 3, 2)
     names = [file.parameter(name, np.full((1, 6), 2.0)) for name in ("s", "b", "m", "v")]
     if version >= 19:
         names.append(file.parameter("count", np.zeros(1)))
-    file.normalization("n", "x", *names, spatial=False, epsilon=0.5)
+    file.normalization("n", "x", *names, spatial=False, epsilon=0.5, flag=flag, more=more)
     graph = read(tmp_path, file.bytes(output=("n",)))
     found = by_op(graph, "BatchNormalization")
     variance = 2 if version >= 13 else 0.25 + 0.5
