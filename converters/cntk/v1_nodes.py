@@ -201,8 +201,7 @@ def batch_normalization(cursor: Cursor, _: str) -> Fields:
 def _after_the_count(cursor: Cursor) -> float:
     """Go past the count of samples, and return the epsilon behind it.
 
-    Since version 19 it is a count or whether that is 0, and a later version adds whether
-    regularization leaves the node alone; no source says exactly when, but the node's end does.
+    Since 19 there may be a flag in its place, later one more flag at the end: the node's end tells.
     """
     begun, version = cursor.at, cursor.version
     if version < 19:
@@ -232,11 +231,6 @@ def reshape(cursor: Cursor, dtype: str) -> Fields:
 def old_reshape(cursor: Cursor, _: str) -> Fields:
     """LegacyReshape: a number of rows, and an image's sizes."""
     return {"rows": cursor.size(), "image": cursor.shape(legacy=True)}
-
-
-def row_repeat(cursor: Cursor, _: str) -> Fields:
-    """RowRepeat."""
-    return {"count": cursor.size()}
 
 
 def row_stack(cursor: Cursor, _: str) -> Fields:
@@ -340,11 +334,6 @@ def where(cursor: Cursor, _: str) -> Fields:
     return {"axis": cursor.text() if cursor.version >= 11 else ""}
 
 
-def environment(cursor: Cursor, _: str) -> Fields:
-    """EnvironmentInput: the property that it gives."""
-    return {"property": cursor.text()}
-
-
 def _one_of(names: tuple[str, ...], number: int) -> str:
     if not 0 <= number < len(names):
         raise FormatError(f"{number} is none of {', '.join(names)}")
@@ -373,7 +362,7 @@ PAYLOADS: dict[str, Payload] = {
     "Delay": delay,
     "Dropout": generator,
     "EditDistanceError": edit_distance,
-    "EnvironmentInput": environment,
+    "EnvironmentInput": lambda cursor, _: {"property": cursor.text()},
     "ForwardBackward": forward_backward,
     "FutureValue": delay,
     "InputValue": given,
@@ -394,7 +383,7 @@ PAYLOADS: dict[str, Payload] = {
     "RandomSampleInclusionFrequency": sample,
     "ReduceElements": reduction,
     "Reshape": reshape,
-    "RowRepeat": row_repeat,
+    "RowRepeat": lambda cursor, _: {"count": cursor.size()},
     "RowSlice": slices,
     "RowStack": row_stack,
     "Slice": slices,

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from deploykit._plugins.converters.cntk import v1_convolutions, v1_shapes
+from deploykit._plugins.converters.cntk import v1_convolutions, v1_normalizations, v1_shapes
 from deploykit._plugins.converters.cntk.graph import ALL_AXES, ALL_STATIC, SEQUENCE, Axis, Leaf
 from deploykit._plugins.converters.cntk.v1_file import RawNode
 from deploykit._plugins.converters.cntk.v1_translation import Translation, shown
@@ -52,24 +52,10 @@ def translate(made: Translation, node: RawNode) -> None:
     special = SPECIAL.get(node.op)
     if special is not None:
         special(made, node)
-    elif _crosses(made, node):
-        made.refuse(node, "of vectors along different axes")
     elif node.op in ALIKE or node.op in RENAMED:
-        made.emit(node, RENAMED.get(node.op, node.op), node.inputs)
+        made.emit(node, RENAMED.get(node.op, node.op), made.operands(node))
     else:
         made.refuse(node)
-
-
-def _crosses(made: Translation, node: RawNode) -> bool:
-    """Whether operands of as many elements would make a table of each with each.
-
-    Before version 3 operands were columns of a matrix; their shapes are guesses of a later loader.
-    """
-    if made.network.version >= 3 or node.op not in v1_shapes.BROADCAST:
-        return False
-    shapes = [made.shapes.get(name) or () for name in node.inputs]
-    most = max((math.prod(shape) for shape in shapes), default=1)
-    return math.prod(made.shapes.get(node.name) or ()) > most
 
 
 def _parameter(made: Translation, node: RawNode) -> None:
@@ -149,7 +135,7 @@ def _slice(made: Translation, node: RawNode) -> None:
         made.emit(
             node,
             "Slice",
-            node.inputs,
+            made.operands(node),
             axis=static(axes[0]),
             beginIndex=begins[0],
             endIndex=ends[0],
@@ -173,16 +159,17 @@ def static(axis: int) -> Axis:
 
 
 def _stack(made: Translation, node: RawNode) -> None:
-    made.emit(node, "Splice", node.inputs, axis=static(node.fields["axis"]))
+    made.emit(node, "Splice", made.operands(node), axis=static(node.fields["axis"]))
 
 
 def _repeat(made: Translation, node: RawNode) -> None:
-    shape = made.shapes.get(node.inputs[0])
+    inputs = made.operands(node)
+    shape = made.shapes.get(node.name)
     count = node.fields["count"]
     if shape is None or math.prod(shape[1:]) != 1 or not 1 <= count <= 4096:
         made.refuse(node, "of more than a vector")
         return
-    made.emit(node, "Splice", node.inputs * count, axis=static(1))
+    made.emit(node, "Splice", inputs * count, axis=static(1))
 
 
 def _transpose(made: Translation, node: RawNode) -> None:
@@ -252,34 +239,6 @@ def _dropout(made: Translation, node: RawNode) -> None:
     made.emit(node, "Dropout", node.inputs, dropoutRate=0.0)
 
 
-def _normalize(made: Translation, node: RawNode) -> None:
-    data, mean, deviation = _as_data(made, node)
-    centred = made.between(node, "centred", "Minus", [data, mean], made.shapes.get(node.name))
-    made.emit(node, "ElementTimes", (centred, deviation))
-
-
-def _denormalize(made: Translation, node: RawNode) -> None:
-    data, mean, inverse = _as_data(made, node)
-    deviation = made.between(node, "deviation", "Reciprocal", [inverse])
-    scaled = made.between(
-        node, "scaled", "ElementTimes", [data, deviation], made.shapes.get(node.name)
-    )
-    made.emit(node, "Plus", (scaled, mean))
-
-
-def _as_data(made: Translation, node: RawNode) -> tuple[str, str, str]:
-    """Return data, mean and inverse deviation, the latter in the shape of the data."""
-    data, mean, inverse = node.inputs
-    shape = made.shapes.get(data)
-    if shape is None:
-        return data, mean, inverse
-    return (
-        data,
-        made.as_shape(mean, shape, "mean", node),
-        made.as_shape(inverse, shape, "deviation", node),
-    )
-
-
 def _look_up(made: Translation, node: RawNode) -> None:
     table, words = node.inputs
     shape, given = made.shapes.get(table), made.shapes.get(words)
@@ -290,44 +249,6 @@ def _look_up(made: Translation, node: RawNode) -> None:
     columns = made.as_shape(words, (size, count), "words", node)
     found = made.between(node, "found", "Times", [table, columns], (shape[0], count), outputRank=1)
     made.emit(node, "Reshape", [found], newShape=(shape[0] * count,))
-
-
-def _batch_normalization(made: Translation, node: RawNode) -> None:
-    import numpy as np
-
-    data, *others = node.inputs
-    shape = made.shapes.get(data)
-    spatial = node.fields["spatial"]
-    if shape is None or (spatial and node.fields["layout"] == "HWC"):
-        made.refuse(node, "of channels first, or of an unknown shape")
-        return
-    wanted = shape[-1:] if spatial else shape
-    steps = ("scale", "bias", "mean", "variance")
-    given = [
-        made.as_shape(name, wanted, step, node)
-        for name, step in zip(others[:4], steps, strict=True)
-    ]
-    if node.fields["inverse_deviation"]:
-        inverse = made.parameter(others[3])
-        if inverse is None:
-            made.refuse(node, "without a variance of its own")
-            return
-        # models before version 13 keep 1/deviation, and CNTK converts it so
-        with np.errstate(divide="ignore"):
-            variance = 1 / np.square(inverse) + np.asarray(node.fields["epsilon"], inverse.dtype)
-        given[3] = made.constant(f"{node.name}/variance", variance.reshape(wanted[::-1]))
-    counted = (
-        others[4]
-        if len(others) > 4
-        else made.constant(f"{node.name}/count", np.zeros((1,), node.dtype))
-    )
-    made.emit(
-        node,
-        "BatchNormalization",
-        (data, *given, counted),
-        spatial=spatial,
-        epsilon=node.fields["epsilon"],
-    )
 
 
 def _recurrence(made: Translation, node: RawNode) -> None:
@@ -367,7 +288,7 @@ def _nothing(_: Translation, __: RawNode) -> None:
 
 SPECIAL: dict[str, Callable[[Translation, RawNode], None]] = {
     "AveragePooling": v1_convolutions.old_pooling,
-    "BatchNormalization": _batch_normalization,
+    "BatchNormalization": v1_normalizations.batch_normalization,
     "ClassificationError": _labels_last,
     "Clip": _clip,
     "Convolution": v1_convolutions.convolution,
@@ -390,10 +311,10 @@ SPECIAL: dict[str, Callable[[Translation, RawNode], None]] = {
     "Mean": _precomputed,
     "OptimizedRNNStack": _recurrence,
     "PastValue": _delay,
-    "PerDimMeanVarDeNormalization": _denormalize,
-    "PerDimMeanVarDeNormalizationNode": _denormalize,
-    "PerDimMeanVarNormalization": _normalize,
-    "PerDimMeanVarNormalizationNode": _normalize,
+    "PerDimMeanVarDeNormalization": v1_normalizations.denormalize,
+    "PerDimMeanVarDeNormalizationNode": v1_normalizations.denormalize,
+    "PerDimMeanVarNormalization": v1_normalizations.normalize,
+    "PerDimMeanVarNormalizationNode": v1_normalizations.normalize,
     "Pooling": v1_convolutions.pooling,
     "RNN": _recurrence,
     "ROIPooling": v1_convolutions.roi_pooling,

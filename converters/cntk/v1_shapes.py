@@ -28,7 +28,7 @@ def inferred(network: Network) -> dict[str, Shape | None]:
     for partial in (network.version < 4, False, False):
         for name in order:
             node = network.nodes[name]
-            shapes[name] = _shape(node, shapes, partial)
+            shapes[name] = _shape(node, shapes, partial, columns=network.version < 3)
     return shapes
 
 
@@ -54,7 +54,7 @@ def _order(network: Network) -> list[str]:
     return list(found)
 
 
-def _shape(node: RawNode, shapes: Known, partial: bool) -> Shape | None:
+def _shape(node: RawNode, shapes: Known, partial: bool, *, columns: bool) -> Shape | None:
     if node.op in DELAYS:
         before = shapes.get(node.inputs[0]) if node.inputs else None
         kept: Shape = node.fields["shape"]
@@ -67,7 +67,12 @@ def _shape(node: RawNode, shapes: Known, partial: bool) -> Shape | None:
     known = [one for one in given if one is not None]
     if rule is None or not known or (len(known) < len(given) and not (partial and rule is _all)):
         return None
-    found = rule(node, known)
+    if columns and node.op in OF_ROWS:
+        known = [(math.prod(one),) for one in known]
+    if columns and rule is _all:
+        found: Shape | None = of_columns(known)
+    else:
+        found = rule(node, known)
     if found is not None and any(size <= 0 for size in found):
         raise FormatError(f"`{node.name}` ({node.op}) has the shape {found}")
     return found
@@ -83,6 +88,17 @@ def broadcast(shapes: Iterable[Shape]) -> Shape:
                 raise FormatError(f"sizes {found[axis]} and {size} do not go together")
             found[axis] = max(found[axis], size)
     return tuple(found)
+
+
+def of_columns(shapes: Sequence[Shape]) -> Shape:
+    """Return the shape of an elementwise result of files before version 3.
+
+    Values were columns of matrices then, whose axes are a guess of the loader: operands of as many
+    elements belong together, whatever their axes.
+    """
+    whole = broadcast(shapes)
+    most = max(shapes, key=math.prod)
+    return most if math.prod(whole) > math.prod(most) else whole
 
 
 def padded(shape: Shape, rank: int) -> Shape:
@@ -229,32 +245,35 @@ def _reduced(node: RawNode, given: Sequence[Shape]) -> Shape | None:
     return tuple(size for at, size in enumerate(shape) if at + 1 not in axes) or (1,)
 
 
-def spread(values: Sequence[int | bool], kernel: int, rank: int, rest: int | bool) -> list[int]:
-    """Return one value an axis: one for all of the kernel's axes, `rest` for those behind it."""
-    found = [int(one) for one in values] or [int(rest)] * kernel
-    if len(found) == 1:
-        found *= kernel
-    return (found + [int(rest)] * rank)[:rank]
+def spread(values: Sequence[int | bool], kernel: int, rest: Sequence[int | bool]) -> list[int]:
+    """Return one value an axis: the last of `values` up to the kernel's rank, behind it `rest`.
+
+    As `FixVectorShape` of CNTK; without any value, `rest` for all.
+    """
+    found = [int(one) for one in values][: len(rest)]
+    if found:
+        found += found[-1:] * (kernel - len(found))
+    return (found + [int(one) for one in rest[len(found) :]])[: len(rest)]
 
 
 def window(node: RawNode, shape: Shape) -> dict[str, list[int]]:
-    """Return kernel, strides, padding and dilation of a convolution or pooling, one per axis."""
+    """Return kernel, strides, padding and dilation of a convolution or pooling, one per axis.
+
+    A convolution reduces the axes of the data that its kernel does not name; a pooling leaves them.
+    """
     fields, rank = node.fields, len(shape)
-    own = len(fields["kernel"])
     convolves = node.op == "Convolution"
-    kernel = [*fields["kernel"], *((shape[own:]) if convolves else (1,) * rank)][:rank]
-    strides = spread(fields["strides"], own, rank, 1)
-    if convolves and fields["two_axes"]:
-        kernel[2:], strides[2:] = shape[2:], shape[2:]
-    elif convolves and len(fields["strides"]) < rank:
-        strides[own:] = shape[own:]
+    two_axes = convolves and fields["two_axes"]
+    own = 2 if two_axes else len(fields["kernel"])
+    ones, zeros = (1,) * rank, (0,) * rank
+    rest = shape if convolves else ones
     return {
-        "kernel": kernel,
-        "strides": strides,
-        "auto": spread(fields["auto_padding"], own, rank, False),
-        "lower": spread(fields["lower_pad"], own, rank, 0),
-        "upper": spread(fields["upper_pad"], own, rank, 0),
-        "dilation": spread(fields.get("dilation", ()), own, rank, 1),
+        "kernel": spread(fields["kernel"][:own], own, rest),
+        "strides": spread(fields["strides"][:own] or (1,), own, rest),
+        "auto": spread(fields["auto_padding"], own, zeros),
+        "lower": spread(fields["lower_pad"], own, zeros),
+        "upper": spread(fields["upper_pad"], own, zeros),
+        "dilation": spread(fields.get("dilation", ()), own, ones),
     }
 
 
@@ -331,6 +350,9 @@ PerDimMeanVarDeNormalizationNode PerDimMeanVarNormalization PerDimMeanVarNormali
 Reciprocal ReconcileDynamicAxis ReconcileMBLayout RectifiedLinear ScatterPacked Sigmoid Sin Sinh
 Softmax Sqrt StableSigmoid StopGradient StraightThrough Tan Tanh
 """.split()  # noqa: SIM905
+OF_ROWS = ("RowRepeat", "RowSlice", "RowStack")
+"""Operators on the rows of a matrix; before version 3 a column has no other axes."""
+
 BROADCAST = """
 Clip ColumnElementTimes DiagTimes ElementTimes Equal Greater GreaterEqual If Less LessEqual LogPlus
 Minus NotEqual Plus RowElementTimes Scale

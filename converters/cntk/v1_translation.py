@@ -112,6 +112,29 @@ class Translation:
         matrix = self.network.nodes[name].fields.get("value")
         return aligned(matrix.values) if isinstance(matrix, Matrix) else None
 
+    def operands(self, node: RawNode) -> tuple[str, ...]:
+        """Return the inputs of `node`; of old files in one shape, where they are columns."""
+        shape = self.shapes.get(node.name)
+        if self.network.version >= 3 or shape is None:
+            return node.inputs
+        given = [(name, self.shapes.get(name)) for name in node.inputs]
+        known = [(name, own) for name, own in given if own is not None]
+        if len(known) < len(given):
+            return node.inputs
+        if node.op in v1_shapes.OF_ROWS:
+            wanted = [(name, (math.prod(own),)) for name, own in known]
+        elif node.op in v1_shapes.BROADCAST:
+            size = math.prod(shape)
+            crossed = math.prod(v1_shapes.broadcast(own for _, own in known)) > size
+            wanted = [
+                (name, shape if crossed and math.prod(own) == size else own) for name, own in known
+            ]
+        else:
+            return node.inputs
+        return tuple(
+            self.as_shape(name, own, f"operand {at}", node) for at, (name, own) in enumerate(wanted)
+        )
+
     def as_shape(self, name: str, shape: Shape, step: str, node: RawNode) -> str:
         """Return the uid of the value of `name` in another shape with as many elements."""
         if self.shapes.get(name) == shape:
