@@ -453,6 +453,44 @@ def test_a_recurrence(tmp_path: Path, version: int, op: str) -> None:
     check(tmp_path, file, {"x": feed}, expected)
 
 
+@pytest.mark.parametrize("version", [2, 3, 12, 21])
+def test_a_cell_with_peepholes(tmp_path: Path, version: int) -> None:
+    """As NDL wrote it: peepholes are columns, and multiply by DiagTimes."""
+    size = 3
+    file = File(version)
+    file.input("x", 4)
+    weights = {name: w(4, size) for name in ("Wi", "Wc", "Wo")}
+    inner = {name: w(size, size) for name in ("Hi", "Hc", "Ho")}
+    holes = {name: w(1, size) for name in ("Ci", "Co")}
+    for name, value in {**weights, **inner, **holes}.items():
+        file.parameter(name, value)
+    file.delay("PastValue", "h1", "o", size, initial=0.2)
+    file.delay("PastValue", "c1", "c", size, initial=0.2)
+    for gate in "ico":
+        file.times(f"x{gate}", f"W{gate}", "x")
+        file.times(f"h{gate}", f"H{gate}", "h1")
+        file.node("Plus", f"s{gate}", f"x{gate}", f"h{gate}")
+    file.node("DiagTimes", "pi", "Ci", "c1")
+    file.node("Sigmoid", "i", file.node("Plus", "ti", "si", "pi"))
+    file.node("Tanh", "new", "sc")
+    file.node("Minus", "keep", "c1", file.node("ElementTimes", "drop", "i", "c1"))
+    file.node("Plus", "c", "keep", file.node("ElementTimes", "add", "i", "new"))
+    file.node("DiagTimes", "po", "Co", "c")
+    file.node("Sigmoid", "out", file.node("Plus", "to", "so", "po"))
+    file.node("ElementTimes", "o", "out", file.node("Tanh", "squashed", "c"))
+    x = w(5, 4)
+    h = c = np.full(size, 0.2)
+    expected = []
+    for step in x:
+        total = {g: step @ weights[f"W{g}"] + h @ inner[f"H{g}"] for g in "ico"}
+        i = 1 / (1 + np.exp(-(total["i"] + holes["Ci"][0] * c)))
+        c = c - i * c + i * np.tanh(total["c"])
+        h = np.tanh(c) / (1 + np.exp(-(total["o"] + holes["Co"][0] * c)))
+        expected.append(h)
+    feed = x if version >= 3 else x.reshape(5, 4, 1, 1)
+    check(tmp_path, file, {"x": feed}, np.array(expected)[:, np.newaxis])
+
+
 def test_only_what_an_output_needs_must_be_known(tmp_path: Path) -> None:
     file = File(12)
     file.node("Tanh", "o", file.input("x", 3))
