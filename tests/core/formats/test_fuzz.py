@@ -165,6 +165,11 @@ HOSTILE = {
     "hdf5": b"\x89HDF\r\n\x1a\n" + bytes(92) + b"model_config\0" * 1000,
     "mxnet count": b'{"nodes": [{"op": ' + b"[" * 100_000,
     "keras json": b'{"class_name": "Sequential", "config": ' + b"[" * 100_000,
+    "cntk v1 of 2^63 nodes": "BCN\0BVersion\0".encode("utf-16-le")
+    + struct.pack("<Q", (1 << 64) - 1)
+    + "EVersion\0".encode("utf-16-le")
+    + struct.pack("<Q", 1 << 63)
+    + "ECN\0".encode("utf-16-le"),
     "paddle parameters": struct.pack("<IQ", 0, 3) + struct.pack("<Q", 1 << 63) * 4,
 }
 
