@@ -131,7 +131,11 @@ class Emission:
 
     def expanded(self, value: Value, whole: Value, like: Value) -> Value:
         """Return `value` with every axis of `whole`, dynamic sizes taken from `like`."""
-        same = (value.batch, value.sequence, value.shape) == (whole.batch, whole.sequence, whole.shape)
+        same = (value.batch, value.sequence, value.shape) == (
+            whole.batch,
+            whole.sequence,
+            whole.shape,
+        )
         if same and value.dynamic:
             return value
         if not whole.dynamic and value.shape == whole.shape:
@@ -174,9 +178,7 @@ class Emission:
             shape = self.add("Shape", name)
             return self.add("Slice", shape, self.sizes(start), self.sizes(2**31), self.sizes(0))
 
-        flat = self.add(
-            "Reshape", value.name, self.add("Concat", one, rest(value.name, 2), axis=0)
-        )
+        flat = self.add("Reshape", value.name, self.add("Concat", one, rest(value.name, 2), axis=0))
         return flat, lambda name: self.add(
             "Reshape", name, self.add("Concat", lead, rest(name, 1), axis=0)
         )

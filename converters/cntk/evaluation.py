@@ -7,11 +7,15 @@ array is [batch, step, *shape], the axis that changes fastest first among those 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from deploykit._plugins.converters.cntk.evaluation_sequences import COMPUTE as SEQUENCES
+from deploykit._plugins.converters.cntk.evaluation_sequences import level
+from deploykit._plugins.converters.cntk.evaluation_shapes import COMPUTE as SHAPING
+from deploykit._plugins.converters.cntk.evaluation_shapes import Compute, Datum, axes_of, column
 from deploykit._plugins.converters.cntk.evaluation_windows import convolution, pooling
-from deploykit._plugins.converters.cntk.graph import ALL_STATIC, FREE, Axis, Graph, Leaf, Node
+from deploykit._plugins.converters.cntk.graph import ALL_STATIC, Graph, Leaf, Node
 from deploykit._plugins.converters.cntk.ordering import Loop, steps
 
 from deploykit import definitions as define
@@ -22,26 +26,6 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 
-@dataclass(frozen=True)
-class Datum:
-    """A value: `array` has batch and step axes always, of size 1 where the value has none.
-
-    `places` are the steps that a Where found in each sequence.
-    """
-
-    array: Array
-    batch: bool = False
-    sequence: str = ""
-    places: tuple[tuple[int, ...], ...] = ()
-
-    @property
-    def rank(self) -> int:
-        return self.array.ndim - 2
-
-
-Compute = Callable[[Node, list[Datum]], Any]
-
-
 def evaluate(
     graph: Graph, feed: Mapping[str, Array], wanted: Sequence[str], *, alone: bool
 ) -> dict[str, Array]:
@@ -50,7 +34,11 @@ def evaluate(
     That is [batch, sequence, *static axes slowest first], without a batch axis for sequences
     where one is computed `alone`.
     """
-    data = {uid: _leaf(leaf, feed.get(uid), alone) for uid, leaf in graph.leaves.items() if leaf.values is not None or uid in feed}
+    data = {
+        uid: _leaf(leaf, feed.get(uid), alone)
+        for uid, leaf in graph.leaves.items()
+        if leaf.values is not None or uid in feed
+    }
     for step in steps(graph, wanted):
         if isinstance(step, Loop):
             _loop(step, data)
@@ -125,12 +113,6 @@ def _loop(loop: Loop, data: dict[str, Datum]) -> None:
         data[uid] = Datum(np.concatenate(arrays, axis=1), True, sequence)
 
 
-def _level(ins: Sequence[Datum]) -> list[Array]:
-    """Return arrays that broadcast as CNTK does it: shapes begin at the same axis."""
-    rank = max(one.rank for one in ins)
-    return [one.array.reshape(*one.array.shape, *[1] * (rank - one.rank)) for one in ins]
-
-
 def _unary(function: Callable[[Array], Any]) -> Compute:
     return lambda _node, ins: replace(ins[0], array=function(ins[0].array))
 
@@ -139,7 +121,7 @@ def _nary(function: Callable[..., Any]) -> Compute:
     def compute(_node: Node, ins: list[Datum]) -> Any:
         import numpy as np
 
-        return np.asarray(function(*_level(ins)), np.float64)
+        return np.asarray(function(*level(ins)), np.float64)
 
     return compute
 
@@ -233,7 +215,7 @@ def _times(node: Node, ins: list[Datum]) -> Array:
     out = int(node.attributes.get("outputRank", 1))
     summed = left.ndim - 2 - out
     if summed == 1 and left.shape[-1] != right.shape[2]:
-        right = right.reshape(*right.shape[:2], -1, order="F") if right.ndim == 3 else _column(right)
+        right = right.reshape(*right.shape[:2], -1, order="F") if right.ndim == 3 else column(right)
     batch, length = (max(a, b) for a, b in zip(left.shape[:2], right.shape[:2], strict=True))
     left = np.broadcast_to(left, (batch, length, *left.shape[2:]))
     right = np.broadcast_to(right, (batch, length, *right.shape[2:]))
@@ -244,22 +226,16 @@ def _times(node: Node, ins: list[Datum]) -> Array:
     return (a @ b).reshape(batch, length, *rows, *maps)
 
 
-def _column(x: Array) -> Array:
-    """Return each sample as one vector, in the order of CNTK's memory."""
-    turned = x.transpose(0, 1, *range(x.ndim - 1, 1, -1))
-    return turned.reshape(*x.shape[:2], -1)
-
-
 def _reduce(node: Node, ins: list[Datum]) -> Any:
     import numpy as np
 
     one = ins[0]
-    axes = _axes(node)
+    axes = axes_of(node)
     keep = bool(node.attributes.get("reductionKeepDimensions", True))
     kind = node.attributes["reductionOpName"]
     named = [axis for axis in axes if axis.index is None]
     if named and named[0].name == ALL_STATIC:
-        flat = _column(one.array)
+        flat = column(one.array)
         found = _reduced(kind, flat, (2,))
         return found.reshape(*found.shape[:2], *[1] * (one.rank if keep else 0))
     if named:
@@ -282,24 +258,21 @@ def _reduced(kind: str, x: Array, axes: tuple[int, ...]) -> Array:
     return np.asarray(getattr(x, name)(axis=axes, keepdims=True))
 
 
-def _axes(node: Node) -> list[Axis]:
-    given = node.attributes.get("axisVec") or node.attributes.get("axis") or ()
-    return list(given) if isinstance(given, tuple) else [given]
-
-
 def _batch_normalization(node: Node, ins: list[Datum]) -> Datum:
     import numpy as np
 
     x = ins[0].array
     epsilon = float(node.attributes.get("epsilon", 1e-5))
-    shape = [1, 1, *[1] * (x.ndim - 3), -1] if node.attributes.get("spatial") else [1, 1, *x.shape[2:]]
+    shape = (
+        [1, 1, *[1] * (x.ndim - 3), -1] if node.attributes.get("spatial") else [1, 1, *x.shape[2:]]
+    )
     scale, shift, mean, variance = (
-        _column(one.array).reshape(-1) if node.attributes.get("spatial") else one.array.reshape(-1)
+        column(one.array).reshape(-1) if node.attributes.get("spatial") else one.array.reshape(-1)
         for one in ins[1:5]
     )
     if not node.attributes.get("spatial"):
         # stored as one column, or in the shape of the data
-        flat = _column(x)
+        flat = column(x)
         normal = (flat - _plain(ins[3])) / np.sqrt(_plain(ins[4]) + epsilon)
         return replace(ins[0], array=_uncolumn(normal * _plain(ins[1]) + _plain(ins[2]), x.shape))
     normal = (x - mean.reshape(shape)) / np.sqrt(variance.reshape(shape) + epsilon)
@@ -307,7 +280,7 @@ def _batch_normalization(node: Node, ins: list[Datum]) -> Datum:
 
 
 def _plain(one: Datum) -> Array:
-    return _column(one.array).reshape(-1)
+    return column(one.array).reshape(-1)
 
 
 def _uncolumn(x: Array, shape: tuple[int, ...]) -> Array:
@@ -315,197 +288,12 @@ def _uncolumn(x: Array, shape: tuple[int, ...]) -> Array:
     return turned.transpose(0, 1, *range(turned.ndim - 1, 1, -1))
 
 
-def _splice(node: Node, ins: list[Datum]) -> Array:
-    import numpy as np
-
-    axis = _axes(node)[0].index or 0
-    rank = max([one.rank for one in ins] + [axis + 1])
-    arrays = [one.array.reshape(*one.array.shape, *[1] * (rank - one.rank)) for one in ins]
-    at = 2 + axis % rank
-    sizes = np.max([[1 if d == at else n for d, n in enumerate(a.shape)] for a in arrays], axis=0)
-    wide = [
-        np.broadcast_to(a, [a.shape[at] if d == at else n for d, n in enumerate(sizes)])
-        for a in arrays
-    ]
-    return np.concatenate(wide, axis=at)
-
-
-def _slice(node: Node, ins: list[Datum]) -> Datum:
-    x = ins[0].array
-
-    def several(key: str) -> list[int]:
-        given = node.attributes.get(f"{key}Vec") or node.attributes.get(key, 1)
-        return list(given) if isinstance(given, tuple) else [given]
-
-    bounds = zip(
-        _axes(node), several("beginIndex"), several("endIndex"), strict=True
-    )
-    strides = several("sliceStrides") if _has_strides(node) else [1] * len(_axes(node))
-    for (axis, begin, end), stride in zip(bounds, strides, strict=True):
-        at = 2 + (axis.index or 0) % ins[0].rank
-        size = x.shape[at]
-        begin = begin if begin >= 0 else begin + size
-        end = end if end > 0 else end + size
-        x = x.take(range(begin, end, stride), axis=at)
-    return replace(ins[0], array=x)
-
-
-def _has_strides(node: Node) -> bool:
-    return "sliceStridesVec" in node.attributes or "sliceStrides" in node.attributes
-
-
-def _reshape(node: Node, ins: list[Datum]) -> Datum:
-    x = ins[0].array
-    shape, rank = x.shape[2:], ins[0].rank
-
-    def edge(key: str, default: int) -> int:
-        axis = node.attributes.get(key)
-        if not isinstance(axis, Axis):
-            return default
-        if axis.index is None or abs(axis.index) > rank:
-            return rank
-        return axis.index % rank if axis.index < 0 else axis.index
-
-    begin, end = edge("beginAxis", 0), edge("endAxis", rank)
-    new = [-1 if size in (-1, FREE) else size for size in node.attributes["newShape"]]
-    target = [*shape[:begin], *new, *shape[end:]]
-    flat = _column(x)
-    turned = flat.reshape(*x.shape[:2], *target[::-1])
-    return replace(ins[0], array=turned.transpose(0, 1, *range(turned.ndim - 1, 1, -1)))
-
-
-def _transpose(node: Node, ins: list[Datum]) -> Datum:
-    x = ins[0].array
-    if "axisVec" in node.attributes:
-        order = [(axis.index or 0) % ins[0].rank for axis in _axes(node)]
-        return replace(ins[0], array=x.transpose(0, 1, *(2 + at for at in order)))
-    one, two = (node.attributes[key].index for key in ("axis1", "axis2"))
-    rank = max(ins[0].rank, one + 1, two + 1)
-    x = x.reshape(*x.shape, *[1] * (rank - ins[0].rank))
-    return replace(ins[0], array=x.swapaxes(2 + one % rank, 2 + two % rank))
-
-
-def _one_hot(node: Node, ins: list[Datum]) -> Datum:
-    import numpy as np
-
-    at = 2 + (node.attributes["onehotAxis"].index or 0) % (ins[0].rank + 1)
-    hot = ins[0].array.astype(np.int64)[..., None] == np.arange(node.attributes["numClass"])
-    return replace(ins[0], array=np.moveaxis(hot.astype(np.float64), -1, at))
-
-
-def _gather(_node: Node, ins: list[Datum]) -> Datum:
-    import numpy as np
-
-    index, table = ins
-    rows = np.moveaxis(table.array[0, 0], -1, 0)[index.array.astype(np.int64)]
-    # [batch, step, *index shape, *row]: the row comes first in CNTK's order
-    order = [0, 1, *range(index.array.ndim, rows.ndim), *range(2, index.array.ndim)]
-    return replace(index, array=rows.transpose(order))
-
-
-def _top_k(node: Node, ins: list[Datum]) -> list[Datum]:
-    import numpy as np
-
-    x, count = ins[0].array, int(node.attributes["numItems"])
-    order = np.argsort(-x, axis=2, kind="stable").take(range(count), axis=2)
-    values = np.take_along_axis(x, order, axis=2)
-    return [replace(ins[0], array=values), replace(ins[0], array=order.astype(np.float64))]
-
-
-def _pad(node: Node, ins: list[Datum]) -> Datum:
-    import numpy as np
-
-    a = node.attributes
-    edges = [(0, 0), (0, 0), *zip(a["paddingHead"], a["paddingFoot"], strict=True)]
-    if a.get("paddingMode", 0) == 1:
-        return replace(ins[0], array=np.pad(ins[0].array, edges, mode="reflect"))
-    value = float(a.get("paddingConstantValue", 0.0))
-    return replace(ins[0], array=np.pad(ins[0].array, edges, constant_values=value))
-
-
-def _crop(node: Node, ins: list[Datum]) -> Datum:
-    (x, y), (w, h) = node.attributes["offset"], ins[1].array.shape[2:4]
-    return replace(ins[0], array=ins[0].array[:, :, x : x + w, y : y + h])
-
-
-def _squeeze(node: Node, ins: list[Datum]) -> Datum:
-    given = [2 + (axis.index or 0) % ins[0].rank for axis in _axes(node)]
-    places = given or [at for at, n in enumerate(ins[0].array.shape) if at > 1 and n == 1]
-    return replace(ins[0], array=ins[0].array.squeeze(tuple(places)))
-
-
 def _cosine(_node: Node, ins: list[Datum]) -> Array:
     import numpy as np
 
-    a, b = (_column(one.array) for one in ins)
+    a, b = (column(one.array) for one in ins)
     lengths = np.sqrt((a * a).sum(-1) * (b * b).sum(-1))
     return np.asarray((a * b).sum(-1) / np.maximum(lengths, 1e-20))
-
-
-def _delay(node: Node, ins: list[Datum]) -> Datum:
-    import numpy as np
-
-    data, initial = _level(ins)
-    offset, length = int(node.attributes.get("offset", 1)), data.shape[1]
-    shape = np.broadcast_shapes(data.shape, initial.shape)
-    data = np.broadcast_to(data, shape)
-    found = np.array(np.broadcast_to(initial, shape), np.float64)
-    kept = max(length - offset, 0)
-    if node.op == "PastValue":
-        found[:, length - kept :] = data[:, :kept]
-    else:
-        found[:, :kept] = data[:, length - kept :]
-    return replace(ins[0], array=found)
-
-
-def _reconcile(_node: Node, ins: list[Datum]) -> Datum:
-    import numpy as np
-
-    data, like = ins
-    batch, length = (
-        max(a, b) for a, b in zip(data.array.shape[:2], like.array.shape[:2], strict=True)
-    )
-    wide = np.broadcast_to(data.array, (batch, length, *data.array.shape[2:]))
-    return Datum(wide, like.batch, like.sequence)
-
-
-def _where(node: Node, ins: list[Datum]) -> Datum:
-    import numpy as np
-
-    mask = ins[0].array.reshape(*ins[0].array.shape[:2]) != 0
-    axes = node.attributes.get("newDynamicAxes")
-    if axes:
-        sequence = next((axis.name for axis in axes if axis.name != "batch"), "")
-    else:
-        single = node.attributes.get("newSequenceAxisLengthScalingFactor") == 0
-        sequence = "" if single else f"{ins[0].sequence}_where"
-    places = tuple(tuple(int(at) for at in np.flatnonzero(row)) for row in mask)
-    return Datum(ins[0].array, ins[0].batch, sequence, places)
-
-
-def _gather_packed(_node: Node, ins: list[Datum]) -> Datum:
-    import numpy as np
-
-    data, places = ins
-    rows = places.places * (len(data.array) if len(places.places) == 1 else 1)
-    kept = [row[:1] or (0,) for row in rows] if not places.sequence else list(rows)
-    parts = [one[list(row)] for one, row in zip(data.array, kept, strict=True)]
-    return Datum(np.stack(parts), data.batch, places.sequence)
-
-
-def _unpack(_node: Node, ins: list[Datum]) -> list[Datum]:
-    import numpy as np
-
-    x = ins[0].array
-    made = np.moveaxis(x, 1, -1)[:, None]
-    return [Datum(made, ins[0].batch), Datum(np.ones((len(x), 1, x.shape[1])), ins[0].batch)]
-
-
-def _to_sequence(node: Node, ins: list[Datum]) -> Datum:
-    import numpy as np
-
-    name = ins[1].sequence if len(ins) > 1 else node.attributes.get("sequenceAxis") or "sequence"
-    return Datum(np.moveaxis(ins[0].array[:, 0], -1, 1), ins[0].batch, str(name))
 
 
 COMPUTE: dict[str, Compute] = {
@@ -558,25 +346,10 @@ COMPUTE: dict[str, Compute] = {
         array=convolution(node.attributes, ins[0].array[0, 0], ins[1].array, bool(ins[1].sequence)),
     ),
     "Pooling": lambda node, ins: replace(ins[0], array=pooling(node.attributes, ins[0].array)),
-    "Splice": _splice,
-    "Slice": _slice,
-    "Reshape": _reshape,
-    "TransposeAxes": _transpose,
-    "OneHot": _one_hot,
-    "Gather": _gather,
-    "TopK": _top_k,
-    "Pad": _pad,
-    "Crop": _crop,
-    "Squeeze": _squeeze,
+    **SHAPING,
     "CosDistance": _cosine,
     "ConstantOp": lambda node, ins: replace(
         ins[0], array=ins[0].array * 0 + float(node.attributes.get("fillValue", 0.0))
     ),
-    **dict.fromkeys(("PastValue", "FutureValue"), _delay),
-    "ReconcileDynamicAxis": _reconcile,
-    "Where": _where,
-    "PackedIndex": lambda _node, ins: ins[1],
-    "GatherPacked": _gather_packed,
-    "UnpackSequence": _unpack,
-    **dict.fromkeys(("ToSequence", "ToSequenceLike"), _to_sequence),
+    **SEQUENCES,
 }

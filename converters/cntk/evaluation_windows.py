@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 
-def _each(attributes: Mapping[str, Any], key: str, rank: int, default: int, last: int = 0) -> list[int]:
+def _each(
+    attributes: Mapping[str, Any], key: str, rank: int, default: int, last: int = 0
+) -> list[int]:
     given = attributes.get(key, ())
     values = [int(one) for one in (given if isinstance(given, tuple) else (given,))]
     if len(values) == 1:
@@ -51,7 +53,9 @@ def _firsts(
     return found
 
 
-def _tap(x: Array, taps: Sequence[tuple[list[int], int]], index: Sequence[int], fill: float) -> Array:
+def _tap(
+    x: Array, taps: Sequence[tuple[list[int], int]], index: Sequence[int], fill: float
+) -> Array:
     """Return the values under tap `index` of every window; `fill` where that is outside."""
     import numpy as np
 
@@ -144,10 +148,7 @@ def pooling(attributes: Mapping[str, Any], x: Array) -> Array:
         return (x.max if largest else x.mean)(axis=axes, keepdims=True)
     taps = _firsts(attributes, x.shape[2:], kernel, x.shape[-1] if len(kernel) == x.ndim - 2 else 0)
     every = np.stack(
-        [
-            _tap(x, taps, index, np.nan)
-            for index in itertools.product(*(range(n) for n in kernel))
-        ]
+        [_tap(x, taps, index, np.nan) for index in itertools.product(*(range(n) for n in kernel))]
     )
     if largest:
         return np.asarray(np.nanmax(every, axis=0))

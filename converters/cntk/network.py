@@ -47,7 +47,9 @@ def network(graph: Graph, outputs: Sequence[Root], *, alone: bool) -> Network:
 
     Raises UnsupportedError where an operator has no ONNX form, SourceError where nothing is fed.
     """
-    nodes = list({node.uid: node for node in needed(graph, [r.uid for r in outputs]).values()}.values())
+    nodes = list(
+        {node.uid: node for node in needed(graph, [r.uid for r in outputs]).values()}.values()
+    )
     wrong = [node for node in nodes if node.op not in EMIT]
     if wrong:
         named = ", ".join(f"{node.op} (`{node.name or node.uid}`)" for node in wrong[:10])
@@ -95,7 +97,9 @@ def _orders(nodes: Iterable[Node]) -> bool:
             return True
         axes = [node.attributes.get("axis"), *_tuple(node.attributes.get("axisVec"))]
         if node.op == "ReduceElements" and any(
-            isinstance(axis, Axis) and axis.index is None and axis.name not in ("batch", "all static axes")
+            isinstance(axis, Axis)
+            and axis.index is None
+            and axis.name not in ("batch", "all static axes")
             for axis in axes
         ):
             return True
@@ -124,7 +128,9 @@ def shape_of(found: Network, leaf: Leaf) -> tuple[Dimension, ...]:
     return (*lead, *static)
 
 
-def build(found: Network, specs: Mapping[str, TensorSpec]) -> tuple[GraphBuilder, tuple[TensorSpec, ...]]:
+def build(
+    found: Network, specs: Mapping[str, TensorSpec]
+) -> tuple[GraphBuilder, tuple[TensorSpec, ...]]:
     """Return the network as a graph in the making and what its outputs are.
 
     `specs` are the inputs in the order of `found.inputs`.
@@ -188,9 +194,7 @@ def emit(to: Emission, node: Node, ins: list[Value]) -> list[Value]:
         return several
     # what is known of an input is not known of what was made of it
     keeps = node.op == "OneHot"
-    return [
-        replace(one, constant=None, index=one.index if keeps else "") for one in several
-    ]
+    return [replace(one, constant=None, index=one.index if keeps else "") for one in several]
 
 
 def _fed(to: Emission, name: str, spec: TensorSpec, leaf: Leaf) -> Value:

@@ -59,9 +59,7 @@ def steps(graph: Graph, wanted: Iterable[str]) -> list[Node | Loop]:
     """
     made = needed(graph, wanted)
     nodes = list({node.uid: node for node in made.values()}.values())
-    after = {
-        node.uid: [made[uid].uid for uid in node.inputs if uid in made] for node in nodes
-    }
+    after = {node.uid: [made[uid].uid for uid in node.inputs if uid in made] for node in nodes}
     by_uid = {node.uid: node for node in nodes}
     found: list[Node | Loop] = []
     for group in _components([node.uid for node in nodes], after):

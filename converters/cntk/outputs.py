@@ -10,11 +10,12 @@ from deploykit._plugins.converters.cntk.ordering import needed
 
 from deploykit.errors import SourceError, UsageError
 
-CRITERIA = frozenset(
+_IN_TRAINING = (
     "CrossEntropyWithSoftmax ClassificationError SquaredError Logistic LambdaRank NDCG SumAll "
     "EditDistanceError ForwardBackward LatticeSequenceWithSoftmax CosDistanceWithNegativeSamples "
-    "Assign RandomSample RandomSampleInclusionFrequency".split()
+    "Assign RandomSample RandomSampleInclusionFrequency"
 )
+CRITERIA = frozenset(_IN_TRAINING.split())
 """Operators that are there for training."""
 
 
@@ -101,9 +102,7 @@ def _predictions(graph: Graph, made: Mapping[str, Node]) -> list[Root]:
 def _inputs(graph: Graph, uid: str) -> set[str]:
     below = needed(graph, [uid]).values()
     uids = {one for node in below for one in node.inputs} | {uid}
-    return {
-        one for one in uids if one in graph.leaves and graph.leaves[one].values is None
-    }
+    return {one for one in uids if one in graph.leaves and graph.leaves[one].values is None}
 
 
 def _judges(graph: Graph, root: Root, roots: Sequence[Root]) -> bool:

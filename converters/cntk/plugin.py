@@ -153,7 +153,9 @@ def _specs(
                 f"the model does not say the shape of the input `{name}`",
                 hint=f"give it: `--input '{name}:float32[batch,...]'`",
             )
-        wanted = {axis.axis % len(shape): axis.name for axis in dynamic if axis.input == name and shape}
+        wanted = {
+            axis.axis % len(shape): axis.name for axis in dynamic if axis.input == name and shape
+        }
         shape = tuple(wanted.get(at, size) for at, size in enumerate(shape))
         specs[name] = TensorSpec(name=name, dtype=dtype, shape=shape)
     return specs

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 # in the order of PrimitiveOpType, whose numbers the files hold
-OPERATORS = (
+_IN_ORDER = (
     "Negate Sigmoid Tanh ReLU Exp Log Sqrt Floor Abs Reciprocal Softmax Hardmax TransposeAxes Where "
     "Slice Dropout Reshape Pooling SumAll Plus Minus ElementTimes Equal NotEqual Less LessEqual "
     "Greater GreaterEqual PackedIndex GatherPacked ScatterPacked Times TransposeTimes Convolution "
@@ -34,7 +34,8 @@ OPERATORS = (
     "UnpackSequence Assign Gather StableSigmoid RandomDistribution Sinh Cosh UnpackBatch ToBatch "
     "Asin Acos Pad Crop Atanh Asinh TopK Squeeze ConstantOp LatticeSequenceWithSoftmax Cast "
     "EyeLikeOp CustomProxyOp StraightThrough Tan Atan ConvolutionSequenceShape"
-).split()
+)
+OPERATORS = tuple(_IN_ORDER.split())
 
 INPUT, _OUTPUT, PARAMETER, CONSTANT, PLACEHOLDER = range(5)
 DTYPES = {0: "float32", 1: "float32", 2: "float64", 4: "float16", 5: "int8", 6: "int16"}
@@ -185,6 +186,8 @@ class _Reader:
 
         uid = _text(variable["uid"])
         kind = variable["kind"]
+        if kind not in range(5):
+            raise TypeError(f"`{uid}` is of the unknown kind {kind!r}")
         shape = variable.get("shape", ())
         if not isinstance(shape, tuple) or not all(isinstance(size, int) for size in shape):
             raise TypeError(f"the shape of `{uid}` is {shape!r}")
@@ -243,6 +246,3 @@ def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{value!r} stands where a name belongs")
     return value
-
-
-

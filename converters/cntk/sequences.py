@@ -9,6 +9,7 @@ from typing import Any
 from deploykit._plugins.converters.cntk.emission import Emission, Value, listed, whole_number
 from deploykit._plugins.converters.cntk.graph import FREE, Axis, Node, Shape
 from deploykit._plugins.converters.cntk.ordering import DELAYS, Loop
+from deploykit._plugins.converters.cntk.stacks import stack
 
 from deploykit.errors import UnsupportedError
 
@@ -109,7 +110,7 @@ def gather_packed(to: Emission, node: Node, ins: list[Value]) -> Value:
     return replace(data, name=name, sequence=places.sequence, constant=None)
 
 
-def unpack(to: Emission, node: Node, ins: list[Value]) -> list[Value]:
+def unpack(to: Emission, _node: Node, ins: list[Value]) -> list[Value]:
     """Emit UnpackSequence: the sequence becomes the slowest static axis; every step is valid."""
     (data,) = ins
     if not data.sequence:
@@ -121,7 +122,7 @@ def unpack(to: Emission, node: Node, ins: list[Value]) -> list[Value]:
     return [made, replace(made, name=ones, shape=(FREE,))]
 
 
-def to_sequence(to: Emission, node: Node, ins: list[Value]) -> Value:
+def to_sequence(_to: Emission, node: Node, ins: list[Value]) -> Value:
     """Emit ToSequence or ToSequenceLike: the slowest static axis becomes the sequence."""
     data = ins[0]
     if data.sequence or not data.batch or not data.shape:
@@ -146,9 +147,10 @@ EMIT: dict[str, Callable[[Emission, Node, list[Value]], Any]] = {
     "GatherPacked": gather_packed,
     "UnpackSequence": unpack,
     **dict.fromkeys(("ToSequence", "ToSequenceLike"), to_sequence),
+    "OptimizedRNNStack": stack,
 }
 
-ALONG_SEQUENCE = frozenset((*EMIT, "ScatterPacked", "OptimizedRNNStack", "ConvolutionSequenceShape"))
+ALONG_SEQUENCE = frozenset((*EMIT, "ScatterPacked", "ConvolutionSequenceShape"))
 """Operators for which it matters that the steps of a sequence belong together."""
 
 

@@ -154,9 +154,7 @@ def convolution(to: Emission, node: Node, ins: list[Value]) -> Value:
 def _cut(to: Emission, name: str, shape: Shape, along: list[Window]) -> tuple[str, list[int]]:
     """Slice off what windows skip at the edges (negative padding); return ONNX's pads."""
     edges = [one.pads(size) for one, size in zip(along, shape, strict=False)]
-    cuts = [
-        (2 + len(along) - 1 - at, -min(a, 0), -min(b, 0)) for at, (a, b) in enumerate(edges)
-    ]
+    cuts = [(2 + len(along) - 1 - at, -min(a, 0), -min(b, 0)) for at, (a, b) in enumerate(edges)]
     if needed := [cut for cut in cuts if cut[1] or cut[2]]:
         name = to.add(
             "Slice",
@@ -199,7 +197,7 @@ def _transposed(to: Emission, node: Node, kernel: Value, data: Value) -> Value:
         )
     space = windows(node, kernel.shape[:rank], data.shape)[:-1]
     wanted = listed(node, "outputShape", int)
-    before, after, extra, sizes = [], [], [], []
+    before, after, extra, skipped, sizes = [], [], [], [], []
     for at, one in enumerate(space):
         size = data.shape[at]
         full = (size - 1) * one.stride + one.reach
@@ -211,12 +209,13 @@ def _transposed(to: Emission, node: Node, kernel: Value, data: Value) -> Value:
             made = full - one.lower - one.upper
         lower, _ = one.pads(made)
         rest = full - made - lower
-        if lower < 0 or one.places(made) != size:
+        if one.places(made) != size:
             raise UnsupportedError(
                 f"transposed convolution `{node.name or node.uid}` makes {made} of {size}",
                 operators=("Convolution(transpose)",),
             )
-        before.append(lower)
+        before.append(max(lower, 0))
+        skipped.append(max(-lower, 0))
         after.append(max(rest, 0))
         extra.append(max(-rest, 0))
         sizes.append(made)
@@ -232,6 +231,9 @@ def _transposed(to: Emission, node: Node, kernel: Value, data: Value) -> Value:
         output_padding=extra[::-1],
         group=groups,
     )
+    if any(skipped):  # the first window begins beyond the edge
+        none = [0] * (2 + len(space))
+        name = to.add("Pad", name, to.sizes(0, 0, *skipped[::-1], *none), to.real(0.0))
     maps = kernel.shape[rank - 1] * groups
     return replace(data, name=back(name), shape=(*sizes, maps), constant=None, positional=False)
 

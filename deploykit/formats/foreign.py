@@ -12,6 +12,8 @@ from deploykit.formats.reading import FormatError, Reading
 CNTK1 = "BCN\0".encode("utf-16-le")
 CNTK1_VERSION = "BVersion\0".encode("utf-16-le")
 CNTK1_END = "ECN\0".encode("utf-16-le")
+CNTK2_LARGE = b"ktnc"
+"""Before the length of the message, in files whose arrays lie behind it: those over 2 GB."""
 OTHER = (
     (b"GGUF", "a GGUF file of a language model"),
     (b"ftrt", "a TensorRT engine, already compiled"),
@@ -73,7 +75,7 @@ def read_cntk1(content: Content) -> Reading:
 
 def recognises_cntk2(content: Content) -> bool:
     """Whether the file begins as CNTK v2's Dictionary does: a version, then named values."""
-    found = beginning(content.view, 2)
+    found = beginning(_cntk2_message(content), 2)
     if not found or len(found) < 2 or found[0][0] != 1 or found[1][0] != 2:
         return False
     entry = found[1][1]
@@ -88,11 +90,17 @@ def recognises_cntk2(content: Content) -> bool:
     return typed and is_name(inner[0][1]) and all(isinstance(part, int) for _, part in head or ())
 
 
+def _cntk2_message(content: Content) -> memoryview:
+    if not content.starts_with(CNTK2_LARGE):
+        return content.view
+    return content.view[8 : 8 + int.from_bytes(content.view[4:8], "little")]
+
+
 def read_cntk2(content: Content) -> Reading:
     """Name a CNTK v2 model. Raises SourceError where it is truncated."""
     version = 0
     try:
-        for key, value in fields(content.view):
+        for key, value in fields(_cntk2_message(content)):
             if key == 1:
                 version = number(value)
     except FormatError as error:

@@ -41,7 +41,9 @@ def array(value: Any, *, apart: bool = False) -> bytes:
     kinds = {"float32": (1, 4), "float64": (2, 5), "float16": (4, 6), "int8": (5, 6)}
     kind, place = kinds[value.dtype.name]
     content = wire(1, kind) + wire(3, shape(value.shape[::-1]))
-    return content if apart else content + wire(place, wire(1, np.ascontiguousarray(value).tobytes()))
+    return (
+        content if apart else content + wire(place, wire(1, np.ascontiguousarray(value).tobytes()))
+    )
 
 
 def value(one: Any, *, apart: bool = False) -> bytes:
