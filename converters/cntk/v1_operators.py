@@ -278,8 +278,10 @@ def _where(made: Translation, node: RawNode) -> None:
 
 
 def _crop(made: Translation, node: RawNode) -> None:
-    first, second = node.fields["offsets"]
-    made.emit(node, "Crop", node.inputs, offset=(first, second))
+    offsets = node.fields["offsets"]
+    known = all(math.isfinite(one) for one in offsets)
+    # without offsets they follow from what made the inputs
+    made.emit(node, "Crop", node.inputs, offset=tuple(int(one) for one in offsets) if known else ())
 
 
 def _nothing(_: Translation, __: RawNode) -> None:

@@ -282,7 +282,9 @@ def _convolved(node: RawNode, given: Sequence[Shape]) -> Shape | None:
     fields = node.fields
     if fields["layout"] == "HWC" and fields.get("two_axes"):
         return _convolved_last(node, shape)
-    if fields["transpose"] or node.op == "MaxUnpooling":
+    if node.op == "MaxUnpooling":
+        return given[-1]
+    if fields["transpose"]:
         return _unconvolved(node, shape)
     along = window(node, shape)
     found = []
@@ -309,7 +311,14 @@ def _unconvolved(node: RawNode, shape: Shape) -> Shape | None:
     kept: Shape = node.fields["output_shape"]
     if math.prod(kept) and len(kept) == len(shape):
         return kept
-    return None
+    along = window(node, shape)
+    found = []
+    for axis, size in enumerate(shape[:-1]):
+        reach = (along["kernel"][axis] - 1) * along["dilation"][axis] + 1
+        ends = along["lower"][axis] + along["upper"][axis]
+        rest = 1 if along["auto"][axis] else reach - ends
+        found.append((size - 1) * along["strides"][axis] + rest)
+    return (*found, along["kernel"][-1])
 
 
 def _convolved_last(node: RawNode, shape: Shape) -> Shape:
@@ -368,6 +377,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(SCALAR, _one),
     "AveragePooling": _pooled,
     "Convolution": _convolved,
+    "Crop": lambda _, given: given[1][:2] + given[0][2:],
     "GatherPacked": lambda _, given: given[-1],
     "LegacyReshape": _reshaped,
     "LookupTable": _lookup,

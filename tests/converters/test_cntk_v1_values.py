@@ -168,6 +168,34 @@ def strides_that_are_repeated() -> Case:
 
 
 @case
+def a_transposed_convolution() -> Case:
+    file = File(20)
+    kernel = w(2, 4, 3, 3)  # CNTK's [3 x 3 x 4 x 2]: from 2 maps to 4
+    file.input("x", 3, 3, 2)
+    file.parameter("W", kernel)
+    window = file.window((3, 3, 4), (2,), (2, 2, 4), transpose=True)
+    file.convolution("c", "W", "x", window)
+    file.times("o", file.parameter("V", last := w(4, 7, 7, 5)), "c")
+    x = w(2, 2, 3, 3)
+    spread = np.zeros((2, 4, 7, 7))
+    for i, j in np.ndindex(3, 3):
+        part = np.einsum("nm,mchw->nchw", x[:, :, i, j], kernel)
+        spread[:, :, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3] += part
+    return file, {"x": x}, np.einsum("nchw,chwk->nk", spread, last)
+
+
+@case
+def a_cropped_picture() -> Case:
+    file = File(12)
+    file.input("x", 5, 4, 2)
+    file.input("like", 3, 2, 1)
+    file.node("Crop", "c", "x", "like", payload=v1.f8(1, 2))
+    file.node("Plus", "o", "c", "like")
+    x, like = w(2, 2, 4, 5), w(2, 1, 2, 3)
+    return file, {"x": x, "like": like}, x[:, :, 2:4, 1:4] + like
+
+
+@case
 def looked_up_words() -> Case:
     file = File(2)
     table = w(5, 3)  # 3 rows, 5 words
