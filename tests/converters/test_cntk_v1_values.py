@@ -519,6 +519,25 @@ def test_a_cell_with_peepholes(tmp_path: Path, version: int) -> None:
     check(tmp_path, file, {"x": feed}, np.array(expected)[:, np.newaxis])
 
 
+@pytest.mark.parametrize(("version", "op", "cell"), [(13, "RNN", "RNN_TANH"), (21, "", "rnnTanh")])
+def test_a_stack_of_recurrent_layers(tmp_path: Path, version: int, op: str, cell: str) -> None:
+    """Before version 14 the weights came behind the data."""
+    weight, inner, biases = w(4, 3), w(4, 4), w(2, 4)
+    file = File(version)
+    flat = np.concatenate([weight.reshape(-1), inner.reshape(-1), biases.reshape(-1)])
+    file.parameter("W", flat.reshape(-1, 4))
+    file.input("x", 3)
+    payload = v1.u8(0, 1, 4) + v1.text(cell) + (v1.i4(-1) if version >= 14 else b"")
+    inputs = ("x", "W") if version < 14 else ("W", "x")
+    file.node(op or "OptimizedRNNStack", "o", *inputs, payload=payload)
+    x = w(5, 3)
+    state, expected = np.zeros(4), []
+    for step in x:
+        state = np.tanh(weight @ step + inner @ state + biases.sum(axis=0))
+        expected.append(state)
+    check(tmp_path, file, {"x": x}, np.array(expected))
+
+
 def test_only_what_an_output_needs_must_be_known(tmp_path: Path) -> None:
     file = File(12)
     file.node("Tanh", "o", file.input("x", 3))
