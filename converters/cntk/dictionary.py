@@ -29,14 +29,14 @@ MAGIC = struct.pack("<I", 0x636E746B)
 # dtype, and the field that holds the values
 DTYPES = {1: ("float32", 4), 2: ("float64", 5), 4: ("float16", 6), 5: ("int8", 6), 6: ("int16", 7)}
 
-NAMED_AXES = {2**31 - 2: ALL_STATIC, 2**31 - 4: ALL_AXES}
+NAMED_AXES = {2**31 - 2: ALL_STATIC, 2**31 - 5: ALL_AXES}
 DYNAMIC = 2**31 - 1
 UNKNOWN = 2**31 - 3
 DYNAMIC_AXES = {
     "defaultBatchAxis": "batch",
     "defaultDynamicAxis": SEQUENCE,
     "staticAxis_2147483646": ALL_STATIC,
-    "staticAxis_2147483644": ALL_AXES,
+    "staticAxis_2147483643": ALL_AXES,
 }
 
 

@@ -221,7 +221,7 @@ def static_axis(axis: Any, rank: int) -> int:
             operators=(f"axis {axis.name}",),
             hint="use the operators of `cntk.sequence` for that",
         )
-    index = axis.index + rank if axis.index < 0 else axis.index
+    index: int = axis.index + rank if axis.index < 0 else axis.index
     if not 0 <= index < rank:
         raise ValueError(f"there is no axis {axis.index} among {rank}")
     return index

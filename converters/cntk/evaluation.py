@@ -60,7 +60,7 @@ def _leaf(leaf: Leaf, fed: Array | None, alone: bool) -> Datum:
 
 
 def _shown(one: Datum, alone: bool) -> Array:
-    array = one.array.transpose(0, 1, *range(one.array.ndim - 1, 1, -1))
+    array: Array = one.array.transpose(0, 1, *range(one.array.ndim - 1, 1, -1))
     if not one.sequence:
         array = array[:, 0]
     if not one.batch or (alone and one.sequence):
@@ -223,7 +223,7 @@ def _times(node: Node, ins: list[Datum]) -> Array:
     maps = right.shape[2 + summed :]
     a = left.reshape(batch, length, int(np.prod(rows)), -1)
     b = right.reshape(batch, length, a.shape[-1], -1)
-    return (a @ b).reshape(batch, length, *rows, *maps)
+    return np.asarray((a @ b).reshape(batch, length, *rows, *maps))
 
 
 def _reduce(node: Node, ins: list[Datum]) -> Any:
@@ -280,7 +280,8 @@ def _batch_normalization(node: Node, ins: list[Datum]) -> Datum:
 
 
 def _plain(one: Datum) -> Array:
-    return column(one.array).reshape(-1)
+    vector: Array = column(one.array).reshape(-1)
+    return vector
 
 
 def _uncolumn(x: Array, shape: tuple[int, ...]) -> Array:

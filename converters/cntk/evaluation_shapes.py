@@ -92,7 +92,8 @@ def _reshape(node: Node, ins: list[Datum]) -> Datum:
             return default
         if axis.index is None or abs(axis.index) > rank:
             return rank
-        return axis.index % rank if axis.index < 0 else axis.index
+        index: int = axis.index
+        return index % rank if index < 0 else index
 
     begin, end = edge("beginAxis", 0), edge("endAxis", rank)
     new = [-1 if size in (-1, FREE) else size for size in node.attributes["newShape"]]

@@ -132,8 +132,9 @@ def _transposed(attributes: Mapping[str, Any], kernel: Array, x: Array) -> Array
                 )
                 if all(0 <= t < n for t, n in zip(target, sizes, strict=True)):
                     weight = kernel[index][:, group * per_in : (group + 1) * per_in]
-                    share = own[(slice(None), slice(None), *place)] @ weight.T
-                    result[(slice(None), slice(None), *target, maps)] += share
+                    at_place: Any = (slice(None), slice(None), *place)
+                    at_target: Any = (slice(None), slice(None), *target, maps)
+                    result[at_target] += own[at_place] @ weight.T
     return result
 
 
@@ -145,7 +146,7 @@ def pooling(attributes: Mapping[str, Any], x: Array) -> Array:
     largest = attributes["poolingType"] == 0
     if kernel == (-2,):
         axes = tuple(range(2, x.ndim - 1))
-        return (x.max if largest else x.mean)(axis=axes, keepdims=True)
+        return np.asarray((x.max if largest else x.mean)(axis=axes, keepdims=True))
     taps = _firsts(attributes, x.shape[2:], kernel, x.shape[-1] if len(kernel) == x.ndim - 2 else 0)
     every = np.stack(
         [_tap(x, taps, index, np.nan) for index in itertools.product(*(range(n) for n in kernel))]

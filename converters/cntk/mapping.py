@@ -295,11 +295,14 @@ def reduction(to: Emission, node: Node, ins: list[Value]) -> Value:
 
 def _reduced(to: Emission, kind: str, name: str, axes: list[int], *, keep: bool) -> str:
     operator = REDUCTION[kind]
+    made: str
     if operator in ("ArgMax", "ArgMin"):
-        return to.cast(to.add(operator, name, axis=axes[0], keepdims=int(keep)))
-    if operator == "ReduceSum":
-        return to.add(operator, name, to.sizes(*axes), keepdims=int(keep))
-    return to.add(operator, name, axes=axes, keepdims=int(keep))
+        made = to.cast(to.add(operator, name, axis=axes[0], keepdims=int(keep)))
+    elif operator == "ReduceSum":
+        made = to.add(operator, name, to.sizes(*axes), keepdims=int(keep))
+    else:
+        made = to.add(operator, name, axes=axes, keepdims=int(keep))
+    return made
 
 
 def _batch_normalization(to: Emission, node: Node, ins: list[Value]) -> Value:
@@ -333,7 +336,8 @@ def _cosine(to: Emission, _node: Node, ins: list[Value]) -> Value:
     (a, b), whole = to.aligned([_flat(to, one) for one in ins])
 
     def total(x: str, y: str) -> str:
-        return to.add("ReduceSum", to.add("Mul", x, y), to.sizes(-1), keepdims=0)
+        made: str = to.add("ReduceSum", to.add("Mul", x, y), to.sizes(-1), keepdims=0)
+        return made
 
     norms = to.add("Sqrt", to.add("Mul", total(a, a), total(b, b)))
     # CNTK adds 1e-10 to the product's roots, so that nothing is divided by zero

@@ -22,7 +22,7 @@ class Loop:
     @property
     def reverse(self) -> bool:
         """Whether it runs from the end of the sequence."""
-        return self.delays[0].op == "FutureValue"
+        return bool(self.delays[0].op == "FutureValue")
 
     @property
     def outputs(self) -> set[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from deploykit._plugins.converters.cntk.graph import Graph, Node, Root
@@ -27,12 +27,13 @@ class Choice:
     repairs: tuple[str, ...]
 
 
-def choose(graph: Graph, wanted: str = "") -> Choice:
-    """Return the outputs named in `wanted` (`a,b`), or those that a user evaluates.
+def choose(graph: Graph, wanted: str, is_number: Callable[[Root], bool]) -> Choice:
+    """Return the outputs named in `wanted` (`a,b`), or where it is empty those that a user evaluates.
 
-    Without a wish, cut off are outputs that a criterion makes, and those that are computed from
-    another output and an input (the labels) that the other does not need. Raises UsageError where a
-    name is unknown, SourceError where nothing is left.
+    Then cut off are outputs that a criterion makes, and single numbers that are computed from
+    another output and an input (the labels) that the other does not need. `is_number` says whether
+    an output is one number for each sample. Raises UsageError where a name is unknown, SourceError
+    where nothing is left.
     """
     if wanted:
         return Choice(outputs=_named(graph, wanted), repairs=())
@@ -40,7 +41,8 @@ def choose(graph: Graph, wanted: str = "") -> Choice:
     kept = [root for root in graph.roots if not _trains(made, needed(graph, [root.uid]), root.uid)]
     if not kept:
         kept = _predictions(graph, made)
-    kept = list({root.uid: root for root in kept if not _judges(graph, root, kept)}.values())
+    judged = [root for root in kept if _judges(graph, root, kept) and is_number(root)]
+    kept = list({root.uid: root for root in kept if root not in judged}.values())
     if not kept:
         raise SourceError(
             "the model has no output but those of its training",

@@ -22,15 +22,17 @@ inputs are fed dense. `reference` computes every operator by its definition in f
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploykit._plugins.converters.cntk import network, outputs
+from deploykit._plugins.converters.cntk.graph import Root
 
 from deploykit.definition_session import DefinitionSession
-from deploykit.errors import SourceError, UsageError
+from deploykit.errors import DeploykitError, SourceError, UsageError
 from deploykit.graph_building import GraphBuilder, finish
 from deploykit.progress import phase
 from deploykit.protocol import (
@@ -100,7 +102,19 @@ def _built(
         )
     reader = importlib.import_module(f"{__package__}.{READERS[source.format]}")
     graph = reader.read(Path(source.location))
-    choice = outputs.choose(graph, source.options.get("outputs", ""))
+
+    def is_number(root: Root) -> bool:
+        """Say whether an output is a single number; one that cannot be converted counts as one."""
+        try:
+            alone = network.network(graph, [root], alone=True)
+            _, (shown,) = network.build(
+                alone, _specs(alone, dataclasses.replace(source, inputs=()), ())
+            )
+        except DeploykitError:
+            return True
+        return all(isinstance(size, str) or size == 1 for size in shown.shape or ())
+
+    choice = outputs.choose(graph, source.options.get("outputs", ""), is_number)
     found = network.network(graph, choice.outputs, alone=layout == "one")
     specs = _specs(found, source, dynamic)
     try:

@@ -52,7 +52,7 @@ def read(path: Path) -> Graph:
     composite = _composite(whole, path)
     try:
         return _Reader(composite).graph()
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise damaged(path, "CNTK v2 model", f"{type(error).__name__}: {error}") from error
 
 

@@ -13,6 +13,9 @@ from deploykit._plugins.converters.cntk.stacks import stack
 
 from deploykit.errors import UnsupportedError
 
+FURTHEST = 256
+"""Steps that a delay can reach back: each is a state of its own."""
+
 Step = Callable[[Node, list[Value]], list[Value]]
 
 
@@ -38,8 +41,8 @@ def delayed(to: Emission, node: Node, ins: list[Value]) -> Value:
     offset = whole_number(node, "offset", 1)
     if not data.sequence:
         raise ValueError("it delays what is no sequence")
-    if offset < 1:
-        raise ValueError(f"it delays by {offset}")
+    if not 1 <= offset <= FURTHEST:
+        raise _refuse(node, f"delays by {offset} steps", f"{node.op}(offset)")
     if initial.sequence:
         raise _refuse(node, "begins with a sequence", f"{node.op}(initial state is a sequence)")
     shape = tuple(
@@ -179,7 +182,7 @@ def recurrence(
     for node in loop.delays:
         shape = _state_shape(node, values)
         offset = whole_number(node, "offset", 1)
-        if not 1 <= offset <= 64:
+        if not 1 <= offset <= FURTHEST:
             raise _refuse(node, f"delays by {offset} steps", f"{node.op}(offset)")
         whole = Value("", shape, batch=layout.batch)
         initial = values[node.inputs[1]]

@@ -109,10 +109,11 @@ def _edge(node: Node, key: str, rank: int, default: int) -> int:
     axis = node.attributes.get(key)
     if not isinstance(axis, Axis):
         return default
-    if axis.index is None or not -rank <= axis.index <= rank:
+    index: int | None = axis.index
+    if index is None or not -rank <= index <= rank:
         # CNTK's mark for "behind the last axis"
         return rank
-    return axis.index + rank if axis.index < 0 else axis.index
+    return index + rank if index < 0 else index
 
 
 def reshaped(shape: Shape, new: list[int], begin: int, end: int) -> Shape:

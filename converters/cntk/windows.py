@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 from deploykit._plugins.converters.cntk.emission import Emission, Value, listed, whole_number
 from deploykit._plugins.converters.cntk.graph import FREE, Node, Shape
@@ -35,7 +36,7 @@ class Window:
     def places(self, size: int, *, ceil: bool = False) -> int:
         """Return how many places the window takes along an axis of `size`."""
         if size == FREE:
-            return FREE
+            return size
         room = size - 1 if self.auto else size + self.lower + self.upper - self.reach
         if room < 0:
             raise ValueError(f"a window of {self.reach} is larger than an axis of {size}")
@@ -299,7 +300,7 @@ def _pooled(
             to.sizes(*axes),
         )
     pads = [(max(a, 0), max(b, 0)) for a, b in edges]
-    shown = {
+    shown: dict[str, Any] = {
         "kernel_shape": [one.kernel for one in along[::-1]],
         "strides": [one.stride for one in along[::-1]],
     }
@@ -311,8 +312,9 @@ def _pooled(
     flattened = [a for a, _ in pads[::-1]] + [b for _, b in pads[::-1]]
     free = ceil and any(size == FREE for size in shape[: len(along)])
     if free:
-        shown["ceil_mode"] = 1  # type: ignore[assignment]
-    if largest:
-        return to.add("MaxPool", flat, pads=flattened, **shown)
-    counted = int(bool(node.attributes.get("includePad", False)))
-    return to.add("AveragePool", flat, pads=flattened, count_include_pad=counted, **shown)
+        shown["ceil_mode"] = 1
+    if not largest:
+        shown["count_include_pad"] = int(bool(node.attributes.get("includePad", False)))
+    operator = "MaxPool" if largest else "AveragePool"
+    name: str = to.add(operator, flat, pads=flattened, **shown)
+    return name

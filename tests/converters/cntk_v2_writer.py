@@ -139,7 +139,7 @@ class Model:
             "state": {},
         }
 
-    def bytes(self, root: str = "") -> bytes:
+    def file(self, root: str = "") -> bytes:
         return dictionary(self.values(root or self.functions[-1]["uid"]))
 
     def large(self, root: str = "") -> bytes:
@@ -150,5 +150,5 @@ class Model:
 
     def write(self, folder: Path, root: str = "") -> Path:
         path = folder / "model.dnn"
-        path.write_bytes(self.bytes(root))
+        path.write_bytes(self.file(root))
         return path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -193,7 +194,7 @@ def test_power_of_zero_and_clip_and_select(tmp_path: Path) -> None:
     exponent = np.array([[-1.0, 0.0, 2.0, -1.0]], np.float32)
     np.testing.assert_allclose(computed(tmp_path, "Pow", base, exponent), [[0, 1, 0, 0.5]])
     x = np.array([[-2.0, 0.5, 7.0]], np.float32)
-    low, high = np.float32([[-1, 0, 6]]), np.float32([[1, 0.25, 5]])
+    low, high = np.array([[-1, 0, 6]], np.float32), np.array([[1, 0.25, 5]], np.float32)
     np.testing.assert_allclose(computed(tmp_path, "Clip", x, low, high), [[-1, 0.25, 5]])
     which = np.array([[0.0, 2.0, -1.0]], np.float32)
     np.testing.assert_allclose(computed(tmp_path, "Select", which, x, low), [[-1, 0.5, 7]])
@@ -222,7 +223,7 @@ KINDS: dict[str, Any] = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_reductions(kind: str, keep: bool, tmp_path: Path) -> None:
     x = w(2, 3, 4, 5)
-    how = {"reductionOpName": kind, "reductionKeepDimensions": keep}
+    how: dict[str, Any] = {"reductionOpName": kind, "reductionKeepDimensions": keep}
     # CNTK's axis 0 is the last of numpy
     for index, place in ((0, 3), (2, 1), (-1, 1), (1, 2)):
         found = computed(tmp_path, "ReduceElements", x, axis=Axis(index=index), **how)
@@ -291,7 +292,11 @@ def test_batch_normalization(tmp_path: Path) -> None:
             for name, value in zip("abcd", (scale, shift, mean, variance), strict=True)
         ]
         count = model.parameter("count", np.float32(7.0), CONSTANT)
-        how = {"spatial": spatial, "epsilon": 0.01, "normalizationTimeConstant": 0.0}
+        how: dict[str, Any] = {
+            "spatial": spatial,
+            "epsilon": 0.01,
+            "normalizationTimeConstant": 0.0,
+        }
         model.function("BatchNormalization", "made", "x", *names, count, **how)
         (found,) = both(model.write(tmp_path), {"x": feed})
         along = (3, *[1] * (feed.ndim - 2))
@@ -518,7 +523,7 @@ def test_transposes_squeezes_pads(tmp_path: Path) -> None:
     np.testing.assert_array_equal(computed(tmp_path, "TransposeAxes", y, **wide), y[:, :, None])
     narrow = computed(tmp_path, "Squeeze", w(2, 1, 4, 1), axisVec=[Axis(index=0)])
     assert narrow.shape == (2, 1, 4)
-    edges = {"paddingHead": [1, 0, 2], "paddingFoot": [0, 3, 1]}
+    edges: dict[str, Any] = {"paddingHead": [1, 0, 2], "paddingFoot": [0, 3, 1]}
     found = computed(tmp_path, "Pad", x, **edges, paddingMode=0, paddingConstantValue=2.5)
     wanted = [(0, 0), (2, 1), (0, 3), (1, 0)]
     np.testing.assert_array_equal(found, np.pad(x, wanted, constant_values=2.5))
@@ -655,6 +660,14 @@ def test_a_recurrence(op: str, offset: int, tmp_path: Path) -> None:
         np.testing.assert_allclose(several[number], alone, rtol=1e-4, atol=1e-5)
 
 
+def test_a_delay_too_long_is_refused(tmp_path: Path) -> None:
+    for uid in ("delay", "made"):
+        model, _, _ = recurrent("PastValue", 2**40)
+        model.function("PastValue", "made", "x", "begin", offset=2**40)
+        with pytest.raises(UnsupportedError, match="delays by 1099511627776 steps"):
+            both(model.write(tmp_path, "h" if uid == "delay" else "made"), {})
+
+
 def test_a_recurrence_is_tidied_and_verified(tmp_path: Path) -> None:
     model, _, _ = recurrent("PastValue")
     conversion = dk.convert(model.write(tmp_path), tmp_path / "out.onnx")
@@ -670,7 +683,10 @@ def taken(model: Model, op: str, data: str) -> str:
     scalar(model, "yes", 1.0)
     model.function("ReconcileDynamicAxis", "zeros", "no", data)
     model.function(op, "mask", "zeros_Output_0", "yes", offset=1)
-    how = {"newSequenceAxisLengthScalingFactor": 0, "newSequenceAxisLengthAdditiveFactor": Int(1)}
+    how: dict[str, Any] = {
+        "newSequenceAxisLengthScalingFactor": 0,
+        "newSequenceAxisLengthAdditiveFactor": Int(1),
+    }
     model.function("Where", "where", "mask_Output_0", **how)
     model.function("PackedIndex", "index", data, "where_Output_0")
     return model.function("GatherPacked", "taken", data, "index_Output_0")
@@ -699,7 +715,7 @@ def test_steps_chosen_by_data(tmp_path: Path) -> None:
     model.function("PackedIndex", "index", "x", "where_Output_0")
     model.function("GatherPacked", "made", "x", "index_Output_0")
     path = model.write(tmp_path)
-    (found,) = both(path, {"x": np.float32([[1], [-2], [3], [0]])})
+    (found,) = both(path, {"x": np.array([[1], [-2], [3], [0]], np.float32)})
     np.testing.assert_array_equal(found, [[1], [3]])
     with pytest.raises(UnsupportedError, match="other steps of each sequence"):
         both(path, {"x": w(2, 4, 1)}, sequences="batch")
@@ -760,7 +776,7 @@ def test_a_stack_of_recurrent_layers(kind: str, ways: int, tmp_path: Path) -> No
     model.input("x", width, sequence=True)
     weights = w(1, size) if size % 2 else w(2, size // 2)
     model.parameter("W", weights)
-    how = {"bidirectional": ways == 2, "numLayers": layers, "hiddenSize": hidden}
+    how: dict[str, Any] = {"bidirectional": ways == 2, "numLayers": layers, "hiddenSize": hidden}
     model.function("OptimizedRNNStack", "made", "x", "W", recurrentOp=kind, **how)
     path = model.write(tmp_path)
     (found,) = both(path, {"x": w(5, width)})
@@ -808,7 +824,9 @@ def trained() -> Model:
     model.function("Times", "z", "W", "x", outputRank=1, name="prediction")
     model.function("CrossEntropyWithSoftmax", "loss", "z_Output_0", "label")
     model.function("Minus", "apart", "label", "z_Output_0")
-    model.function("Combine", "all", "z_Output_0", "loss_Output_0", "apart_Output_0")
+    how: dict[str, Any] = {"axis": Axis(index=0), "reductionOpName": "Sum"}
+    model.function("ReduceElements", "total", "apart_Output_0", **how)
+    model.function("Combine", "all", "z_Output_0", "loss_Output_0", "total_Output_0")
     return model
 
 
@@ -818,10 +836,19 @@ def test_what_is_there_for_training_is_cut_off(tmp_path: Path) -> None:
     result = plugin.convert(ConvertRequest(source=source, output=str(tmp_path / "a.onnx")))
     assert [spec.name for spec in result.signature.inputs] == ["x"]
     assert [spec.name for spec in result.signature.outputs] == ["prediction"]
-    assert result.repairs == ("cut off what is there for training: loss_Output_0, apart_Output_0",)
+    assert result.repairs == ("cut off what is there for training: loss_Output_0, total_Output_0",)
     # a file that has nothing but the loss gives what the loss judges
     source = Source(location=str(trained().write(tmp_path, "loss")), format="cntk/v2")
     assert [spec.name for spec in plugin.inspect(source).outputs] == ["prediction"]
+
+
+def test_an_output_of_another_and_a_second_input_stays(tmp_path: Path) -> None:
+    """No label: what it makes is more than a number."""
+    model = trained()
+    model.functions.pop()
+    model.function("Combine", "all", "z_Output_0", "apart_Output_0")
+    found = both(model.write(tmp_path), {"x": w(2, 3), "label": w(2, 2)})
+    assert [one.shape for one in found] == [(2, 2), (2, 2)]
 
 
 def test_outputs_are_chosen_by_name_or_uid(tmp_path: Path) -> None:
@@ -879,7 +906,7 @@ def test_names_that_are_not_unique(tmp_path: Path) -> None:
 def test_a_file_over_two_gigabytes_has_its_arrays_behind(tmp_path: Path) -> None:
     model = trained()
     small, large = tmp_path / "small.dnn", tmp_path / "large.dnn"
-    small.write_bytes(model.bytes("z"))
+    small.write_bytes(model.file("z"))
     large.write_bytes(model.large("z"))
     assert dk.inspect(large).format == "cntk/v2"
     x = w(2, 3)
@@ -970,7 +997,7 @@ def test_a_checkpoint_gives_its_model_or_says_what_it_is(tmp_path: Path) -> None
 
 
 def test_wrong_references_are_damage(tmp_path: Path) -> None:
-    for change in (
+    changes: tuple[Callable[[Model], Any], ...] = (
         lambda model: model.functions[0].update(inputs=["W", "nobody"]),
         lambda model: model.functions[0].update(op=2**40),
         lambda model: model.functions[0].update(attributes=3),
@@ -978,7 +1005,8 @@ def test_wrong_references_are_damage(tmp_path: Path) -> None:
         lambda model: model.variables[0].update(kind="input"),
         lambda model: model.variables[2].pop("value"),
         lambda model: model.variables[0].update(shape=Shape((2**63,))),
-    ):
+    )
+    for change in changes:
         model = trained()
         change(model)
         with pytest.raises(DeploykitError):
@@ -1000,7 +1028,7 @@ def inspected(path: Path) -> None:
         plugin.inspect(Source(location=str(path), format="cntk/v2"))
 
 
-WHOLE = recurrent("PastValue")[0].bytes()
+WHOLE = recurrent("PastValue")[0].file()
 
 
 @MANY
