@@ -538,6 +538,24 @@ def test_a_stack_of_recurrent_layers(tmp_path: Path, version: int, op: str, cell
     check(tmp_path, file, {"x": x}, np.array(expected))
 
 
+@pytest.mark.parametrize(("op", "place"), [("PastValue", 0), ("FutureValue", -1)])
+def test_the_first_and_the_last_of_a_sequence(tmp_path: Path, op: str, place: int) -> None:
+    """BrainScript's Sequences.First and .Last: where a delayed zero is still the initial one."""
+    file = File(14)
+    weight = w(3, 2)
+    file.input("x", 3)
+    file.parameter("zero", np.zeros(1))
+    file.node("ReconcileDynamicAxis", "zeros", "zero", "x")
+    file.delay(op, "is", "zeros", 1, initial=1.0)
+    file.node("Where", "where", "is", payload=v1.text("WhereNodeAxis"))
+    file.node("PackedIndex", "index", "x", "where")
+    file.node("GatherPacked", "chosen", "index", "x")
+    file.parameter("W", weight)
+    file.times("o", "W", "chosen")
+    x = w(5, 3)
+    check(tmp_path, file, {"x": x}, (x[place] @ weight)[np.newaxis])
+
+
 def test_only_what_an_output_needs_must_be_known(tmp_path: Path) -> None:
     file = File(12)
     file.node("Tanh", "o", file.input("x", 3))
