@@ -205,7 +205,7 @@ def _turned(made: Translation, node: RawNode, data: str, shape: Shape) -> str:
         axis1=Axis(index=0),
         axis2=Axis(index=1),
     )
-    return made.between(
+    turned: str = made.between(
         node,
         "turned",
         "TransposeAxes",
@@ -214,6 +214,7 @@ def _turned(made: Translation, node: RawNode, data: str, shape: Shape) -> str:
         axis1=Axis(index=1),
         axis2=Axis(index=2),
     )
+    return turned
 
 
 def _back(made: Translation, node: RawNode, data: str) -> None:

@@ -233,7 +233,7 @@ class Cursor:
         lines = columns if form == SPARSE_CSC else rows
         values = self._array(count, dtype)
         along, starts = self._indices(count, lines + 1)
-        lengths = np.diff(starts.astype(np.int64))
+        lengths: Array = np.diff(starts.astype(np.int64))
         across = rows if form == SPARSE_CSC else columns
         if starts[0] != 0 or starts[-1] != count or lengths.min(initial=0) < 0:
             raise FormatError("a sparse matrix whose lines do not add up")
@@ -293,6 +293,7 @@ def parse(view: memoryview) -> Network:
             hint="save the model in CNTK's v2 format: `cntk.Function.save`",
         )
     cursor.version = version
+    old = _old_dtype(view) if version < 7 else ""
     count = cursor.size()
     cursor.expect("BNodeList")
     nodes: dict[str, RawNode] = {}
@@ -306,8 +307,8 @@ def parse(view: memoryview) -> Network:
         payload = v1_nodes.PAYLOADS.get(op)
         if payload is None:
             raise _unknown(op, name)
-        if not precision:
-            dtype = _old_dtype(nodes, dtype)
+        if version < 7:
+            dtype = old
         nodes[name] = RawNode(op=op, name=name, dtype=dtype, fields=payload(cursor, dtype))
     cursor.expect("ENodeList")
     inputs = _relations(cursor, nodes)
@@ -337,13 +338,16 @@ def _unknown(op: str, name: str) -> UnsupportedError:
     )
 
 
-def _old_dtype(nodes: Mapping[str, RawNode], default: str) -> str:
-    """Return the dtype of a file that does not say it, by the matrices read until here."""
-    for node in nodes.values():
-        matrix = node.fields.get("value")
-        if isinstance(matrix, Matrix):
-            return matrix.values.dtype.name
-    return default
+def _old_dtype(content: memoryview) -> str:
+    """Return the dtype of a file that does not say it: that of its first matrix, as CNTK does."""
+    marker = "BMAT\0".encode("utf-16-le")
+    window, step = 1 << 20, 1 << 19
+    for start in range(0, len(content), step):
+        at = bytes(content[start : start + window]).find(marker)
+        if at >= 0:
+            width = bytes(content[start + at + len(marker) :][:8])
+            return "float64" if width == struct.pack("<Q", 8) else "float32"
+    return "float32"
 
 
 def _relations(cursor: Cursor, nodes: Mapping[str, RawNode]) -> dict[str, tuple[str, ...]]:

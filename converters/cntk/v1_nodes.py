@@ -204,6 +204,7 @@ def _after_the_count(cursor: Cursor) -> float:
     Since 19 there may be a flag in its place, later one more flag at the end: the node's end tells.
     """
     begun, version = cursor.at, cursor.version
+    epsilon: float
     if version < 19:
         cursor.size()
         epsilon = cursor.float64()
@@ -244,7 +245,7 @@ def slices(cursor: Cursor, _: str) -> Fields:
     if count < 1 or count > 32:
         raise FormatError(f"a slice of {count} axes")
     found = []
-    for _ in range(count):
+    for _number in range(count):
         begin, length = cursor.int64(), cursor.int64()
         axis = cursor.int32() if cursor.version >= 3 else 1
         stride = cursor.int32() if cursor.version >= 27 else 1

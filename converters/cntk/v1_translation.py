@@ -115,12 +115,11 @@ class Translation:
     def operands(self, node: RawNode) -> tuple[str, ...]:
         """Return the inputs of `node`; of old files in one shape, where they are columns."""
         shape = self.shapes.get(node.name)
-        if self.network.version >= 3 or shape is None:
-            return node.inputs
-        given = [(name, self.shapes.get(name)) for name in node.inputs]
+        names: tuple[str, ...] = node.inputs
+        given = [(name, self.shapes.get(name)) for name in names]
         known = [(name, own) for name, own in given if own is not None]
-        if len(known) < len(given):
-            return node.inputs
+        if self.network.version >= 3 or shape is None or len(known) < len(given):
+            return names
         if node.op in v1_shapes.OF_ROWS:
             wanted = [(name, (math.prod(own),)) for name, own in known]
         elif node.op in v1_shapes.BROADCAST:
@@ -130,7 +129,7 @@ class Translation:
                 (name, shape if crossed and math.prod(own) == size else own) for name, own in known
             ]
         else:
-            return node.inputs
+            return names
         return tuple(
             self.as_shape(name, own, f"operand {at}", node) for at, (name, own) in enumerate(wanted)
         )

@@ -93,8 +93,19 @@ def test_precision_is_that_of_the_nodes_or_of_their_matrices(
     found = graph.leaves["W"]
     assert found.dtype == {"double": "float64", "half": "float16"}[precision]
     np.testing.assert_allclose(values(graph, "W").T, weight, rtol=1e-3)
-    if version >= 7:
-        assert graph.leaves["x"].dtype == found.dtype
+    assert graph.leaves["x"].dtype == found.dtype
+
+
+def test_an_initial_state_has_the_precision_of_the_file(tmp_path: Path) -> None:
+    """It comes before the first matrix here, and is as wide as that one's elements."""
+    file = File(5, "double")
+    file.delay("PastValue", "before", "h", 2, initial=0.25)
+    file.node("Plus", "h", file.input("x", 2), "before")
+    file.parameter("W", w(2, 3))
+    file.times("o", "W", "h")
+    graph = read(tmp_path, file.bytes(output=("o",)))
+    assert values(graph, "before/initial") == np.float64(0.25)
+    assert graph.leaves["x"].dtype == "float64"
 
 
 def test_older_names_of_sections(tmp_path: Path) -> None:
