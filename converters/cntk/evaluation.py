@@ -294,7 +294,7 @@ def _cosine(_node: Node, ins: list[Datum]) -> Array:
 
     a, b = (column(one.array) for one in ins)
     lengths = np.sqrt((a * a).sum(-1) * (b * b).sum(-1))
-    return np.asarray((a * b).sum(-1) / np.maximum(lengths, 1e-20))
+    return np.asarray((a * b).sum(-1) / np.maximum(lengths, 1e-30))
 
 
 COMPUTE: dict[str, Compute] = {

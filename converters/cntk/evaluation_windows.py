@@ -18,24 +18,20 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 
-def _each(
-    attributes: Mapping[str, Any], key: str, rank: int, default: int, last: int = 0
-) -> list[int]:
+def _each(attributes: Mapping[str, Any], key: str, rank: int, default: int) -> list[int]:
     given = attributes.get(key, ())
     values = [int(one) for one in (given if isinstance(given, tuple) else (given,))]
-    if len(values) == 1:
-        values *= rank
-    if last and len(values) == rank - 1:
-        values.append(last)
-    return values + [default] * (rank - len(values))
+    while len(values) < rank:
+        values.append(values[-1] if values else default)
+    return values
 
 
 def _firsts(
-    attributes: Mapping[str, Any], sizes: Sequence[int], kernel: Sequence[int], channels: int = 0
+    attributes: Mapping[str, Any], sizes: Sequence[int], kernel: Sequence[int]
 ) -> list[tuple[list[int], int]]:
     """Return for each axis where its windows begin, and how far apart the taps of one are."""
     rank = len(kernel)
-    strides = _each(attributes, "strides", rank, 1, channels)
+    strides = _each(attributes, "strides", rank, 1)
     dilations = _each(attributes, "dilation", rank, 1)
     auto = _each(attributes, "autoPadding", rank, 0)
     lower, upper = (_each(attributes, key, rank, 0) for key in ("lowerPad", "upperPad"))
@@ -84,7 +80,7 @@ def convolution(attributes: Mapping[str, Any], kernel: Array, x: Array, sequenti
         kernel = kernel[..., None]
     if attributes.get("transpose"):
         return _transposed(attributes, kernel, x)
-    taps = _firsts(attributes, x.shape[2:], kernel.shape[:rank], x.shape[-1])[:-1]
+    taps = _firsts(attributes, x.shape[2:], kernel.shape[:rank])[:-1]
     groups = max(1, int(attributes.get("groups", 1)))
     per_in, per_out = x.shape[-1] // groups, kernel.shape[-1] // groups
     parts = []
@@ -104,7 +100,7 @@ def _transposed(attributes: Mapping[str, Any], kernel: Array, x: Array) -> Array
 
     rank = x.ndim - 2
     space = kernel.shape[: rank - 1]
-    strides = _each(attributes, "strides", rank, 1, x.shape[-1])
+    strides = _each(attributes, "strides", rank, 1)
     dilations = _each(attributes, "dilation", rank, 1)
     auto = _each(attributes, "autoPadding", rank, 0)
     lower, upper = (_each(attributes, key, rank, 0) for key in ("lowerPad", "upperPad"))
@@ -147,7 +143,7 @@ def pooling(attributes: Mapping[str, Any], x: Array) -> Array:
     if kernel == (-2,):
         axes = tuple(range(2, x.ndim - 1))
         return np.asarray((x.max if largest else x.mean)(axis=axes, keepdims=True))
-    taps = _firsts(attributes, x.shape[2:], kernel, x.shape[-1] if len(kernel) == x.ndim - 2 else 0)
+    taps = _firsts(attributes, x.shape[2:], kernel)
     every = np.stack(
         [_tap(x, taps, index, np.nan) for index in itertools.product(*(range(n) for n in kernel))]
     )

@@ -339,9 +339,9 @@ def _cosine(to: Emission, _node: Node, ins: list[Value]) -> Value:
         made: str = to.add("ReduceSum", to.add("Mul", x, y), to.sizes(-1), keepdims=0)
         return made
 
-    norms = to.add("Sqrt", to.add("Mul", total(a, a), total(b, b)))
-    # CNTK adds 1e-10 to the product's roots, so that nothing is divided by zero
-    name = to.add("Div", total(a, b), to.add("Max", norms, to.real(1e-20)))
+    norms = to.add("Mul", to.add("Sqrt", total(a, a)), to.add("Sqrt", total(b, b)))
+    # CNTK clips what it inverts, so that a vector of zeros is at no angle to anything
+    name = to.add("Div", total(a, b), to.add("Max", norms, to.real(1e-30)))
     return replace(whole, name=name, shape=(), positional=False)
 
 

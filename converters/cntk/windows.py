@@ -68,18 +68,16 @@ class Window:
         return lower, self.reach - 1 - half - (extra - extra // 2)
 
 
-def spread(values: list[int], rank: int, default: int, channel: int | None = None) -> list[int]:
-    """Return a value for each of `rank` axes: one stands for all, what is missing is `default`."""
-    found = values * rank if len(values) == 1 else list(values)
-    if channel is not None and len(found) == rank - 1:
-        found.append(channel)
-    return (found + [default] * rank)[:rank]
+def spread(values: list[int], rank: int, default: int) -> list[int]:
+    """Return a value for each of `rank` axes: the last is repeated (`FixVectorShape` of CNTK)."""
+    found = values or [default]
+    return (found + found[-1:] * rank)[:rank]
 
 
-def windows(node: Node, kernel: Shape, shape: Shape) -> list[Window]:
-    """Return the windows of a convolution or pooling along the first axes of `shape`."""
+def windows(node: Node, kernel: Shape) -> list[Window]:
+    """Return the windows of a convolution or pooling, one for each axis of `kernel`."""
     rank = len(kernel)
-    strides = spread(listed(node, "strides", int), rank, 1, shape[rank - 1] if shape else 1)
+    strides = spread(listed(node, "strides", int), rank, 1)
     dilations = spread(listed(node, "dilation", int), rank, 1)
     auto = spread([int(one) for one in listed(node, "autoPadding", bool)], rank, 0)
     lower = spread(listed(node, "lowerPad", int), rank, 0)
@@ -123,7 +121,7 @@ def convolution(to: Emission, node: Node, ins: list[Value]) -> Value:
     groups = max(1, whole_number(node, "groups", 1))
     channels = data.shape[-1]
     maps = kernel.shape[rank] if len(kernel.shape) > rank else 1
-    along = windows(node, kernel.shape[:rank], data.shape)
+    along = windows(node, kernel.shape[:rank])
     last = along[-1]
     single = groups > 1 or (last.places(channels) == 1 and last.pads(channels)[0] == 0)
     if last.kernel * groups != channels or not single:
@@ -196,7 +194,7 @@ def _transposed(to: Emission, node: Node, kernel: Value, data: Value) -> Value:
             f"{kernel.shape} for data of shape {data.shape}",
             operators=("Convolution(transpose)",),
         )
-    space = windows(node, kernel.shape[:rank], data.shape)[:-1]
+    space = windows(node, kernel.shape[:rank])[:-1]
     wanted = listed(node, "outputShape", int)
     before, after, extra, skipped, sizes = [], [], [], [], []
     for at, one in enumerate(space):
@@ -247,7 +245,7 @@ def pooling(to: Emission, node: Node, ins: list[Value]) -> Value:
     whole = kernel == (UNKNOWN_SHAPE,)
     if whole:
         kernel = (1,) * (len(data.shape) - 1)
-    along = windows(node, kernel, data.shape)
+    along = windows(node, kernel)
     while not whole and along and len(along) == len(data.shape) and _trivial(along[-1]):
         along.pop()
     channels = data.shape[len(along) :]
