@@ -127,14 +127,16 @@ class Cursor:
 
     def text(self) -> str:
         """Return a text."""
-        window = bytes(self.view[self.at : self.at + 2 * LONGEST_TEXT])
-        end = window.find(b"\0\0")
-        while end >= 0 and end % 2:
-            end = window.find(b"\0\0", end + 1)
-        if end < 0:
-            raise FormatError(f"the text at byte {self.at} has no end")
-        self.at += end + 2
-        return window[:end].decode("utf-16-le")
+        # most are short: look at little before at much
+        for most in (256, 2 * LONGEST_TEXT):
+            window = bytes(self.view[self.at : self.at + most])
+            end = window.find(b"\0\0")
+            while end >= 0 and end % 2:
+                end = window.find(b"\0\0", end + 1)
+            if end >= 0:
+                self.at += end + 2
+                return window[:end].decode("utf-16-le")
+        raise FormatError(f"the text at byte {self.at} has no end")
 
     def texts(self) -> tuple[str, ...]:
         """Return a counted list of texts."""

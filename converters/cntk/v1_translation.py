@@ -110,7 +110,7 @@ class Translation:
     def parameter(self, name: str) -> Array | None:
         """Return the values of the parameter `name` as they lie in the file, None of other nodes."""
         matrix = self.network.nodes[name].fields.get("value")
-        return aligned(matrix.values) if isinstance(matrix, Matrix) else None
+        return matrix.values if isinstance(matrix, Matrix) else None
 
     def operands(self, node: RawNode) -> tuple[str, ...]:
         """Return the inputs of `node`; of old files in one shape, where they are columns."""
@@ -142,10 +142,3 @@ class Translation:
         if values is None or values.size != math.prod(shape):
             return self.between(node, step, "Reshape", [name], shape, newShape=shape)
         return self.constant(f"{name}/{step} of {node.name}", values.reshape(shape[::-1]), name)
-
-
-def aligned(values: Array) -> Array:
-    """Return `values`, copied where the file put them on an odd byte."""
-    import numpy as np
-
-    return np.require(values, requirements=["A"])
