@@ -24,6 +24,9 @@ FREE = -3
 INFERRED = -1
 """A size in an attribute (`newShape`) that follows from the rest."""
 
+UNKNOWN: Shape = (-2,)
+"""The shape of an input whose rank the file does not say."""
+
 SEQUENCE = "sequence"
 """The name of the sequence axis that CNTK calls its default dynamic axis."""
 

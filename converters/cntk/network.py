@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from deploykit._plugins.converters.cntk import mapping, sequences
 from deploykit._plugins.converters.cntk.emission import Emission, Value
-from deploykit._plugins.converters.cntk.graph import FREE, Axis, Graph, Leaf, Node, Root
+from deploykit._plugins.converters.cntk.graph import (
+    FREE,
+    UNKNOWN,
+    Axis,
+    Graph,
+    Leaf,
+    Node,
+    Root,
+)
 from deploykit._plugins.converters.cntk.ordering import Loop, needed, steps
 
 from deploykit.errors import DeploykitError, SourceError, UnsupportedError
@@ -85,6 +93,20 @@ def network(graph: Graph, outputs: Sequence[Root], *, alone: bool) -> Network:
         alone=alone,
         dtype="float64" if wide else "float32",
     )
+
+
+def completed(found: Network, given: Mapping[str, TensorSpec]) -> Network:
+    """Give inputs of which the file does not even say the rank the shapes that a user gives."""
+    known: dict[str, Leaf] = {}
+    for name, leaf in found.inputs.items():
+        asked = given[name].shape if name in given else None
+        if leaf.shape == UNKNOWN and asked:
+            lead = len(shape_of(found, replace(leaf, shape=())))
+            sizes = tuple(size if isinstance(size, int) else FREE for size in asked[lead:])
+            known[name] = replace(leaf, shape=sizes[::-1])
+    leaves = {**found.graph.leaves, **{leaf.uid: leaf for leaf in known.values()}}
+    graph = replace(found.graph, leaves=leaves)
+    return replace(found, graph=graph, inputs={**found.inputs, **known})
 
 
 def _is_scalar(leaf: Leaf) -> bool:

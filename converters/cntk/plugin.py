@@ -116,6 +116,7 @@ def _built(
 
     choice = outputs.choose(graph, source.options.get("outputs", ""), is_number)
     found = network.network(graph, choice.outputs, alone=layout == "one")
+    found = network.completed(found, {spec.name: spec for spec in source.inputs})
     specs = _specs(found, source, dynamic)
     try:
         build, shown = network.build(found, specs)

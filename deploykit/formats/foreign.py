@@ -1,4 +1,4 @@
-"""Formats that are known by name only: CNTK, Core ML, XDL; and what is no model at all."""
+"""Formats of which a few fields are looked at: CNTK, Core ML, XDL; and what is no model at all."""
 
 from __future__ import annotations
 

@@ -878,6 +878,53 @@ def test_settings_and_inputs_that_are_wrong(tmp_path: Path) -> None:
     assert plugin.inspect(source).inputs[0].shape == (5, 3)
 
 
+def test_an_input_of_unknown_shape_is_asked_for(tmp_path: Path) -> None:
+    model = Model()
+    unknown = {"dynamic_axis": [Axis(index=2**31 - 3)], "data_type": 0}
+    model.variable("x", PLACEHOLDER, (2**64 - 2,), **unknown)
+    model.parameter("W", w(3, 2))
+    model.function("Times", "made", "W", "x", outputRank=1)
+    path = model.write(tmp_path)
+    with pytest.raises(UsageError, match="does not say the shape of the input `x`") as caught:
+        plugin.inspect(Source(location=str(path), format="cntk/v2"))
+    assert "--input" in (caught.value.hint or "")
+    asked = parse_input("x:float32[batch,5,3]")
+    source = Source(location=str(path), format="cntk/v2", inputs=(asked,))
+    signature = plugin.inspect(source)
+    assert signature.inputs == (asked,)
+    assert signature.outputs[0].shape == ("batch", 5, 2)
+    x = w(2, 5, 3)
+    found = plugin.reference(ReferenceRequest(source=source)).run({"x": x})
+    np.testing.assert_allclose(found["made_Output_0"], x @ model.variables[1]["value"], rtol=1e-4)
+
+
+def test_sizes_that_are_free_stay_free(tmp_path: Path) -> None:
+    model = Model()
+    free = 2**64 - 3
+    model.input("x", 3, free, free)
+    kernel = w(4, 3, 3, 3)
+    model.parameter("kernel", kernel)
+    how: dict[str, Any] = {
+        "strides": Shape((1,)),
+        "sharing": [True],
+        "autoPadding": [True, True, False],
+        "lowerPad": Shape((0,)),
+        "upperPad": Shape((0,)),
+    }
+    model.function("Convolution", "made", "kernel", "x", **how)
+    path = model.write(tmp_path)
+    assert both(path, {"x": w(1, 3, 5, 7)})[0].shape == (1, 4, 5, 7)
+    assert both(path, {"x": w(2, 3, 8, 4)})[0].shape == (2, 4, 8, 4)
+    model.functions[0]["attributes"]["strides"] = Shape((2, 2, 3))
+    path = model.write(tmp_path)
+    with pytest.raises(UnsupportedError, match="known only at run time") as caught:
+        both(path, {})
+    assert "--input" in (caught.value.hint or "")
+    asked = parse_input("x:float32[batch,3,8,6]")
+    source = Source(location=str(path), format="cntk/v2", inputs=(asked,))
+    assert plugin.inspect(source).outputs[0].shape == ("batch", 4, 4, 3)
+
+
 @pytest.mark.parametrize("dtype", ["float64", "float16", "int8"])
 def test_other_dtypes(dtype: str, tmp_path: Path) -> None:
     weight = (w(3, 2) * 4).astype(dtype)
