@@ -177,10 +177,19 @@ class File:
         return self.node("Convolution", name, kernel, data, payload=payload)
 
     def old_convolution(
-        self, name: str, kernel: str, data: str, size: int, maps: int, *, stride: int, pad: bool
+        self,
+        name: str,
+        kernel: str,
+        data: str,
+        size: int,
+        maps: int,
+        *,
+        stride: int,
+        pad: bool,
+        layout: int = 0,
     ) -> str:
-        """Add a convolution as before version 5, in layout HWC."""
-        payload = u8(size, size, stride, stride) + u4(maps, 0) + truth(pad) + u8(0)
+        """Add a convolution as before version 5; layout 0 is HWC, 1 CHW."""
+        payload = u8(size, size, stride, stride) + u4(maps, layout) + truth(pad) + u8(0)
         return self.node("Convolution", name, kernel, data, payload=payload)
 
     def old_pooling(

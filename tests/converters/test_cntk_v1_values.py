@@ -124,6 +124,23 @@ def a_convolution_whose_kernel_is_a_matrix() -> Case:
 
 
 @case
+def a_convolution_of_old_files_with_channels_last() -> Case:
+    """Layout CHW: the matrix holds the kernel's numbers in the kernel's order, padding is even."""
+    file = File(4)
+    kernel = w(4, 3, 3, 3)
+    file.input("x", 5, 6, 3)
+    file.parameter("W", kernel, 4, 27)
+    file.old_convolution("o", "W", "x", 3, 4, stride=1, pad=True, layout=1)
+    x = w(2, 3, 6, 5)
+    around = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
+    expected = np.zeros((2, 4, 6, 5))
+    for i, j in np.ndindex(6, 5):
+        part = around[:, :, i : i + 3, j : j + 3]
+        expected[:, :, i, j] = np.einsum("nchw,mchw->nm", part, kernel)
+    return file, {"x": x}, expected
+
+
+@case
 def local_response_normalization() -> Case:
     """BrainScript's LRN: a convolution along the channels, by way of a new axis behind them."""
     file = File(18)
