@@ -110,6 +110,15 @@ class GraphBuilder:
         self._nodes.append(helper.make_node(operator, trimmed, names, name=names[0], **given))
         return tuple(names)
 
+    @contextlib.contextmanager
+    def body(self) -> Iterator[list[onnx.NodeProto]]:
+        """Collect the nodes made inside apart, for the body of a loop; constants stay outside of it."""
+        outer, self._nodes = self._nodes, []
+        try:
+            yield self._nodes
+        finally:
+            self._nodes = outer
+
     def output(
         self, name: str, value: str, dtype: str, shape: Sequence[Dimension] | None = None
     ) -> None:

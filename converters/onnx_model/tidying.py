@@ -53,11 +53,26 @@ def tidy(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
     for step in steps:
         step(ir)
     tidied = onnx_ir.to_proto(ir)
+    _part_outputs(tidied)
     after = _count(tidied)
     if after == before:
         return model, []
     what = ", ".join(f"{count} {text}" for count, text in parts if count)
     return tidied, [f"cleaned up: {before} nodes became {after}{f' ({what})' if what else ''}"]
+
+
+def _part_outputs(model: onnx.ModelProto) -> None:
+    """Give each output of a loop's body a value of its own: ONNX Runtime miscomputes shared ones."""
+    from onnx import helper
+
+    for inner in graphs(model.graph):
+        seen: set[str] = set()
+        for number, value in enumerate(inner.output):
+            if inner is not model.graph and value.name in seen:
+                own = f"{value.name}/output_{number}"
+                inner.node.append(helper.make_node("Identity", [value.name], [own], name=own))
+                value.name = own
+            seen.add(value.name)
 
 
 def _count(model: onnx.ModelProto) -> int:

@@ -1,4 +1,4 @@
-"""Formats that are known by name only: CNTK, Core ML, XDL; and what is no model at all."""
+"""Formats of which a few fields are looked at: CNTK, Core ML, XDL; and what is no model at all."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from deploykit.formats.protobuf_wire import beginning, fields, is_name, number, 
 from deploykit.formats.reading import FormatError, Reading
 
 CNTK1 = "BCN\0".encode("utf-16-le")
+CNTK1_VERSION = "BVersion\0".encode("utf-16-le")
 CNTK1_END = "ECN\0".encode("utf-16-le")
+CNTK2_LARGE = b"ktnc"
+"""Before the length of the message, in files whose arrays lie behind it: those over 2 GB."""
 OTHER = (
     (b"GGUF", "a GGUF file of a language model"),
     (b"ftrt", "a TensorRT engine, already compiled"),
@@ -59,7 +62,9 @@ def read_cntk1(content: Content) -> Reading:
     """Name a CNTK v1 model. Raises SourceError where its end marker is missing."""
     if content.view[-len(CNTK1_END) :] != CNTK1_END:
         raise damaged(content.path, "CNTK v1 model", "its end marker is missing")
-    version = int.from_bytes(content.view[26:34], "little")
+    # files of the first model version have no version section
+    told = content.view[len(CNTK1) : len(CNTK1) + len(CNTK1_VERSION)] == CNTK1_VERSION
+    version = int.from_bytes(content.view[26:34], "little") if told else 1
     return Reading(
         format="cntk/v1",
         location=content.path,
@@ -70,7 +75,7 @@ def read_cntk1(content: Content) -> Reading:
 
 def recognises_cntk2(content: Content) -> bool:
     """Whether the file begins as CNTK v2's Dictionary does: a version, then named values."""
-    found = beginning(content.view, 2)
+    found = beginning(_cntk2_message(content), 2)
     if not found or len(found) < 2 or found[0][0] != 1 or found[1][0] != 2:
         return False
     entry = found[1][1]
@@ -85,11 +90,17 @@ def recognises_cntk2(content: Content) -> bool:
     return typed and is_name(inner[0][1]) and all(isinstance(part, int) for _, part in head or ())
 
 
+def _cntk2_message(content: Content) -> memoryview:
+    if not content.starts_with(CNTK2_LARGE):
+        return content.view
+    return content.view[8 : 8 + int.from_bytes(content.view[4:8], "little")]
+
+
 def read_cntk2(content: Content) -> Reading:
     """Name a CNTK v2 model. Raises SourceError where it is truncated."""
     version = 0
     try:
-        for key, value in fields(content.view):
+        for key, value in fields(_cntk2_message(content)):
             if key == 1:
                 version = number(value)
     except FormatError as error:

@@ -52,6 +52,29 @@ def same_outputs(before: onnx.ModelProto, after: onnx.ModelProto) -> None:
         np.testing.assert_array_equal(one, other)
 
 
+def test_a_loop_keeps_an_output_for_each_of_its_values() -> None:
+    """A state that is also the step's output: ONNX Runtime miscomputes one value given out twice."""
+    kind = TensorProto.FLOAT
+    body = helper.make_graph(
+        [
+            helper.make_node("Add", ["s", "v"], ["sum"]),
+            helper.make_node("Identity", ["sum"], ["next"]),
+            helper.make_node("Identity", ["sum"], ["shown"]),
+        ],
+        "step",
+        [helper.make_tensor_value_info(name, kind, [3]) for name in ("s", "v")],
+        [helper.make_tensor_value_info(name, kind, [3]) for name in ("next", "shown")],
+    )
+    scan = helper.make_node("Scan", ["zero", "rows"], ["last", "y"], body=body, num_scan_inputs=1)
+    join = helper.make_node("Reshape", ["x", "flat"], ["rows"])
+    constants = {"zero": np.zeros(3, np.float32), "flat": np.array([-1, 3])}
+    before = model([join, scan], ["y"], constants)
+    after = tidied(before)
+    (loop,) = [node for node in after.graph.node if node.op_type == "Scan"]
+    (inner,) = [attribute.g for attribute in loop.attribute if attribute.HasField("g")]
+    assert len({value.name for value in inner.output}) == 2
+
+
 def tidied(before: onnx.ModelProto) -> onnx.ModelProto:
     copy = onnx.ModelProto.FromString(before.SerializeToString())
     after, _ = tidying.tidy(copy)

@@ -127,8 +127,11 @@ def test_cntk(tmp_path: Path) -> None:
     body = "BCN\0BVersion\0".encode("utf-16-le") + struct.pack("<Q", 14)
     first.write_bytes(body + "ECN\0".encode("utf-16-le"))
     found = inspect(first)
-    assert (found.format, found.converter) == ("cntk/v1", None)
+    assert (found.format, found.converter) == ("cntk/v1", "cntk")
     assert found.details == {"format version": "14"}
+    oldest = "BCN\0".encode("utf-16-le") + struct.pack("<Q", 0)
+    first.write_bytes(oldest + "BNodeList\0ENodeList\0ECN\0".encode("utf-16-le"))
+    assert inspect(first).details == {"format version": "1"}
     first.write_bytes(body)
     with pytest.raises(SourceError, match="end marker"):
         inspect(first)

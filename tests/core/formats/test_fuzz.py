@@ -141,6 +141,14 @@ def deep_onnx_type(depth: int) -> bytes:
     return field(1, 9) + field(7, graph) + field(8, field(2, 18))
 
 
+def deep_cntk(depth: int) -> bytes:
+    value = field(1, 1) + field(2, 1)
+    for _ in range(depth):
+        inner = field(1, 1) + field(2, field(1, "k") + field(2, value))
+        value = field(1, 1) + field(2, 10) + field(12, inner)
+    return value
+
+
 HOSTILE = {
     "deep json": deep_json(200_000),
     "deep types": deep_onnx_type(5000),
@@ -164,7 +172,14 @@ HOSTILE = {
     + bytes.fromhex("57fb808b247547db"),
     "hdf5": b"\x89HDF\r\n\x1a\n" + bytes(92) + b"model_config\0" * 1000,
     "mxnet count": b'{"nodes": [{"op": ' + b"[" * 100_000,
+    "cntk dictionaries": field(1, 1) + field(2, field(1, "k") + field(2, deep_cntk(5000))),
+    "cntk length": b"ktnc" + b"\xff" * 4 + field(1, 1) + field(2, field(1, "k") + field(2, b"")),
     "keras json": b'{"class_name": "Sequential", "config": ' + b"[" * 100_000,
+    "cntk v1 of 2^63 nodes": "BCN\0BVersion\0".encode("utf-16-le")
+    + struct.pack("<Q", (1 << 64) - 1)
+    + "EVersion\0".encode("utf-16-le")
+    + struct.pack("<Q", 1 << 63)
+    + "ECN\0".encode("utf-16-le"),
     "paddle parameters": struct.pack("<IQ", 0, 3) + struct.pack("<Q", 1 << 63) * 4,
 }
 
