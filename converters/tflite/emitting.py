@@ -198,10 +198,19 @@ class Emitter:
     # ---- results
 
     def made(
-        self, tensor: Tensor, name: str, *, batch: int | None, first: bool = False
+        self,
+        tensor: Tensor,
+        name: str,
+        *,
+        batch: int | None,
+        shape: Sequence[int],
+        first: bool = False,
     ) -> Value:
-        """Return the result `name`: real numbers where `tensor` stands for them, else stored ones."""
-        value = Value(tensor=tensor, shape=tensor.shape, batch=batch)
+        """Return the result `name`: real numbers where `tensor` stands for them, else stored ones.
+
+        `shape` follows from the operator: files are often wrong about it.
+        """
+        value = Value(tensor=tensor, shape=tuple(shape), batch=batch)
         if tensor.quantized:
             name = self.quantized(name, tensor)
         elif tensor.dtype == "float16":

@@ -38,16 +38,21 @@ def compute(
     outs: Sequence[Tensor],
     *,
     once: bool = False,
+    shaken: bool = False,
 ) -> list[Array]:
     """Return the results of one operator as they are stored (real ones in float64)."""
-    found = COMPUTE[op.kind](Call(op=op, ins=ins, tensors=tensors, outs=outs, once=once))
+    call = Call(op=op, ins=ins, tensors=tensors, outs=outs, once=once, shaken=shaken)
+    found = COMPUTE[op.kind](call)
     return found if isinstance(found, list) else [found]
 
 
-def evaluate(graph: Graph, feed: Mapping[int, Array], *, once: bool = False) -> dict[int, Array]:
+def evaluate(
+    graph: Graph, feed: Mapping[int, Array], *, once: bool = False, shaken: bool = False
+) -> dict[int, Array]:
     """Return every tensor that the graph makes of `feed`, by its number.
 
-    `once` rounds integers as TensorFlow Lite's fast kernels do, not as its reference kernels.
+    `once` rounds integers as TensorFlow Lite's fast kernels do, not as its reference kernels; `shaken`
+    changes the last digits of what is rounded at run time.
     """
     values: dict[int, Array] = {
         one.index: one.constant for one in graph.tensors if one.constant is not None
@@ -60,6 +65,7 @@ def evaluate(graph: Graph, feed: Mapping[int, Array], *, once: bool = False) -> 
             [None if at < 0 else graph.tensors[at] for at in op.inputs],
             [graph.tensors[at] for at in op.outputs],
             once=once,
+            shaken=shaken,
         )
         values.update(zip(op.outputs, results, strict=False))
     return values

@@ -27,7 +27,8 @@ RANGES = {"RELU": (0, math.inf), "RELU6": (0, 6), "RELU_N1_TO_1": (-1, 1)}
 class Call:
     """An operator with its inputs as they are stored (None where left out).
 
-    `once` asks for the rounding of the fast kernels.
+    `once` asks for the rounding of the fast kernels, `shaken` for other last digits where real
+    numbers are rounded at run time.
     """
 
     op: Operator
@@ -35,6 +36,7 @@ class Call:
     tensors: Sequence[Tensor | None]
     outs: Sequence[Tensor]
     once: bool = False
+    shaken: bool = False
 
     def option(self, name: str) -> Any:
         """Return an option."""
@@ -106,9 +108,12 @@ class Call:
         factors = np.broadcast_to(np.asarray(scale, np.float64), total.shape[-1:] or (1,))
         result = np.empty(total.shape or (1,), np.int64)
         total = total.astype(np.int64).reshape(result.shape)
+        wide = self.outs[0].dtype == "int16"
         for factor in set(factors.tolist()):
             which = factors == factor
-            result[..., which] = scaled(total[..., which], factor, self.once)
+            part = total[..., which]
+            found = scaled_wide(part, factor) if wide else scaled(part, factor, self.once)
+            result[..., which] = found
         return result
 
 
@@ -163,15 +168,21 @@ def multiplier(factor: float) -> tuple[int, int]:
     return (0, 0) if shift < -31 else (bits, shift)
 
 
+def scaled_wide(total: Array, factor: float) -> Array:
+    """Return sums of int16 activations times `factor`, which is cut to 15 bits: int64 in C."""
+    import numpy as np
+
+    bits, shift = multiplier(factor)
+    reduced = (bits + (1 << 15)) >> 16 if bits < 0x7FFF0000 else 0x7FFF
+    down = 15 - shift
+    return np.asarray((total * reduced + (1 << (down - 1))) >> down)
+
+
 def scaled(total: Array, factor: float, once: bool) -> Array:
     """Return the int64 `total` times `factor`, rounded once or twice."""
     import numpy as np
 
     bits, shift = multiplier(factor)
-    if np.abs(total).max(initial=0) >= 1 << 31:  # sums of int16 activations
-        reduced = (bits + (1 << 15)) >> 16
-        down = 15 - shift
-        return np.asarray((total * reduced + (1 << (down - 1))) >> down)
     if once and shift < 31:
         down = 31 - shift
         return np.asarray((total * bits + (1 << (down - 1))) >> down)

@@ -39,9 +39,7 @@ def _gelu(x: Any, call: Call) -> Array:
     import numpy as np
 
     if call.option("approximate"):
-        return np.asarray(
-            0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
-        )
+        return np.asarray(0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))))
     return np.asarray(0.5 * x * (1 + _erf(x / math.sqrt(2))))
 
 
@@ -59,6 +57,22 @@ def _elu(x: Any, call: Call) -> Array:
 
 def _leaky(x: Any, call: Call) -> Array:
     return _where(x, call, lambda low: low * call.option("alpha"))
+
+
+def _leaky_relu(call: Call) -> Array:
+    """LEAKY_RELU: integers have one multiplier for each side of zero."""
+    import numpy as np
+
+    if not call.quantized():
+        return _unary(_leaky)(call)
+    about, out = call.tensor(0).quantization, call.outs[0].quantization
+    assert about is not None
+    assert out is not None
+    x = call.stored(0).astype(np.int64) - about.zero_point[0]
+    factor = float(about.scale[0]) / float(out.scale[0])
+    above = scaled(x, factor, call.once)
+    below = scaled(x, factor * call.option("alpha"), call.once)
+    return call.clamped(np.where(x >= 0, above, below))
 
 
 def _hard_swish(x: Any, _call: Call) -> Array:
@@ -86,9 +100,7 @@ def _fake(x: Any, call: Call) -> Array:
     start = low - call.option("least") / scale
     zero = low if start < low else high if start > high else math.floor(start + 0.5)
     bottom, top = (low - zero) * scale, (high - zero) * scale
-    return np.asarray(
-        np.floor((np.clip(x, bottom, top) - bottom) / scale + 0.5) * scale + bottom
-    )
+    return np.asarray(np.floor((np.clip(x, bottom, top) - bottom) / scale + 0.5) * scale + bottom)
 
 
 def _sum(call: Call) -> Array:
@@ -280,7 +292,7 @@ COMPUTE: dict[str, Compute] = {
     "LOGISTIC": _unary(lambda x, _call: define.sigmoid(x)),
     "RSQRT": _unary(lambda x, _call: 1 / x**0.5),
     "ELU": _unary(_elu),
-    "LEAKY_RELU": _unary(_leaky),
+    "LEAKY_RELU": _leaky_relu,
     "GELU": _unary(_gelu),
     "HARD_SWISH": _unary(_hard_swish),
     "FAKE_QUANT": _unary(_fake),

@@ -43,7 +43,7 @@ class _Cell:
         if not self.call.has(at):
             return 0.0
         if self.call.tensor(at).quantized:
-            x = levels(x, (1,), bool(self.call.option("asymmetric")))
+            x = levels(self.call, x, (1,), bool(self.call.option("asymmetric")))
         return x @ self.call.real(at).T
 
     def _gate(self, gate: int, x: Array, h: Array, cell: Array | None) -> Array:
@@ -151,7 +151,7 @@ def _two_rnns(call: Call) -> list[Array]:
 def _one_step(call: Call) -> Array:
     x = call.real(0)
     if call.tensor(1).quantized:
-        x = levels(x, (1,), bool(call.option("asymmetric")))
+        x = levels(call, x, (1,), bool(call.option("asymmetric")))
     total = x @ call.real(1).T + call.real(3)
     if not call.tensor(4).variable:
         total = total + call.real(4) @ call.real(2).T
@@ -164,7 +164,7 @@ def _svdf(call: Call) -> Array:
 
     x, features, time = call.real(0), call.real(1), call.real(2)
     if call.tensor(1).quantized:
-        x = levels(x, (1,), bool(call.option("asymmetric")))
+        x = levels(call, x, (1,), bool(call.option("asymmetric")))
     memory = np.zeros((len(x), *time.shape))
     memory[:, :, -1] = x @ features.T
     total = (memory * time).sum(axis=2)

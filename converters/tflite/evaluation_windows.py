@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 
+LAST_DIGITS = 1e-5
+"""Relative; ten times what sums in float32 differ by, to see what it can lead to."""
+
+
 def pads_of(call: Call, sizes: Sequence[int], kernel: Sequence[int]) -> list[tuple[int, int]]:
     """Return (before, after) of each axis: VALID none, SAME as much as `ceil(n / stride)` needs."""
     names = "dhw" if len(kernel) == 3 else "hw"
@@ -27,14 +31,21 @@ def pads_of(call: Call, sizes: Sequence[int], kernel: Sequence[int]) -> list[tup
         stride = call.option(f"stride_{name}")
         reach = (k - 1) * call.op.options.get(f"dilation_{name}", 1) + 1
         lacking = max(0, (-(-n // stride) - 1) * stride + reach - n)
-        found.append((lacking // 2, lacking - lacking // 2) if not call.option("padding") else (0, 0))
+        found.append(
+            (lacking // 2, lacking - lacking // 2) if not call.option("padding") else (0, 0)
+        )
     return found
 
 
-def levels(x: Array, axes: tuple[int, ...], asymmetric: bool) -> Array:
-    """Return float activations rounded to int8 and back, one scale for each place off `axes`."""
+def levels(call: Call, x: Array, axes: tuple[int, ...], asymmetric: bool) -> Array:
+    """Return float activations rounded to int8 and back, one scale for each place off `axes`.
+
+    Where the call is shaken, their last digits are: other kernels sum in another order.
+    """
     import numpy as np
 
+    if call.shaken:
+        x = x * (1 + LAST_DIGITS * np.random.default_rng(0).uniform(-1, 1, x.shape))
     x32 = x.astype(np.float32)
     if not asymmetric:
         reach = np.abs(x32).max(axis=axes, keepdims=True)
@@ -118,7 +129,7 @@ def convolution(call: Call) -> Array:
     about = call.tensor(1).quantization
     if hybrid(call, 0, 1):
         many = groups > 1 or (about is not None and about.per_channel)
-        x = levels(x, (1, 2, 3), many)
+        x = levels(call, x, (1, 2, 3), many)
     total = define.convolution(
         np.moveaxis(x, 3, 1),
         np.moveaxis(w, 3, 1),
@@ -136,7 +147,7 @@ def depthwise(call: Call) -> Array:
 
     x, w = _operands(call, 0, 1)
     if hybrid(call, 0, 1):
-        x = levels(x, (1, 2, 3), True)
+        x = levels(call, x, (1, 2, 3), True)
     many = w.shape[3] // x.shape[3]
     first = np.moveaxis(x, 3, 1)
     padded = define.pad(first, pads_of(call, x.shape[1:3], w.shape[1:3]))
@@ -202,7 +213,8 @@ def pooling(call: Call) -> Array:
         return call.given(call.activated(found))
     about = call.outs[0].quantization
     assert about is not None
-    return call.clamped(away(found) - about.zero_point[0])
+    whole = np.rint(found) if call.once else away(found)
+    return call.clamped(whole - about.zero_point[0])
 
 
 def dense(call: Call) -> Array:
@@ -210,7 +222,7 @@ def dense(call: Call) -> Array:
     x, w = _operands(call, 0, 1)
     rows = x.reshape(-1, w.shape[1])
     if hybrid(call, 0, 1):
-        rows = levels(rows, (1,), bool(call.option("asymmetric")))
+        rows = levels(call, rows, (1,), bool(call.option("asymmetric")))
     found = _finished(call, rows @ w.T, 0, 1, 2)
     if call.option("keep_num_dims") and x.shape[-1] == w.shape[1]:
         return found.reshape(*x.shape[:-1], w.shape[0])
@@ -225,7 +237,7 @@ def products(call: Call) -> Array:
     x = np.swapaxes(x, -1, -2) if call.option("turn_x") else x
     y = np.swapaxes(y, -1, -2) if call.option("turn_y") else y
     if hybrid(call, 0, 1):
-        x = levels(x, (x.ndim - 1,), bool(call.option("asymmetric")))
+        x = levels(call, x, (x.ndim - 1,), bool(call.option("asymmetric")))
     total = x @ y
     if call.tensor(0).quantized:
         return call.clamped(call.requantized(total, scales(call, 0, 1)))

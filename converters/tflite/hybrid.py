@@ -17,9 +17,7 @@ def is_hybrid(x: Value, weight: Value) -> bool:
     return x.tensor.dtype == "float32" and weight.tensor.quantized
 
 
-def rounded(
-    m: Emitter, x: str, axes: Sequence[int], *, asymmetric: bool
-) -> str:
+def rounded(m: Emitter, x: str, axes: Sequence[int], *, asymmetric: bool) -> str:
     """Return `x` rounded to 256 levels, one scale for all places along `axes`."""
     return _asymmetric(m, x, axes) if asymmetric else _symmetric(m, x, axes)
 

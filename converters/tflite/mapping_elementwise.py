@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from deploykit._plugins.converters.tflite.emitting import FIRST, Emitter, Value
@@ -57,6 +57,13 @@ def plain(m: Emitter, value: Value, *, first: bool = False) -> str:
     return m.stored_first(value) if first else m.stored(value)
 
 
+def joint(ins: Sequence[Value]) -> tuple[int, ...]:
+    """Return the shape that operands are broadcast to. Raises ValueError where they do not fit."""
+    import numpy as np
+
+    return tuple(np.broadcast_shapes(*(one.shape for one in ins)))
+
+
 def _each(compute: Callable[[Emitter, Operator, str], str]) -> Emit:
     """Let `compute` work in whichever layout the value is in."""
 
@@ -64,7 +71,7 @@ def _each(compute: Callable[[Emitter, Operator, str], str]) -> Emit:
         x = ins[0]
         first = x.has_first
         name = compute(m, op, plain(m, x, first=first))
-        return [m.made(outs[0], name, batch=x.batch, first=first)]
+        return [m.made(outs[0], name, batch=x.batch, shape=x.shape, first=first)]
 
     return emit
 
@@ -139,10 +146,11 @@ def _operands(m: Emitter, ins: list[Any]) -> tuple[list[str], bool]:
 
 def _binary(compute: Callable[[Emitter, Operator, list[str]], str]) -> Emit:
     def emit(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
-        batch = m.together(ins, len(outs[0].shape))
+        shape = joint(ins)
+        batch = m.together(ins, len(shape))
         names, first = _operands(m, ins)
         name = m.activated(compute(m, op, names), op.options.get("activation", "NONE"), outs[0])
-        return [m.made(outs[0], name, batch=batch, first=first)]
+        return [m.made(outs[0], name, batch=batch, shape=shape, first=first)]
 
     return emit
 
@@ -166,7 +174,8 @@ def _squared_difference(m: Emitter, _op: Operator, names: list[str]) -> str:
 
 
 def _floor_division(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
-    batch = m.together(ins, len(outs[0].shape))
+    shape = joint(ins)
+    batch = m.together(ins, len(shape))
     names, first = _operands(m, ins)
     if ins[0].is_float:
         name = m.add("Floor", m.add("Div", *names))
@@ -174,30 +183,34 @@ def _floor_division(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]
         # ONNX divides integers towards zero: subtract the modulus, which has the divisor's sign
         rest = m.add("Mod", *names)
         name = m.add("Div", m.add("Sub", names[0], rest), names[1])
-    return [m.made(outs[0], name, batch=batch, first=first)]
+    return [m.made(outs[0], name, batch=batch, shape=shape, first=first)]
 
 
 def _floor_modulus(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
-    batch = m.together(ins, len(outs[0].shape))
+    shape = joint(ins)
+    batch = m.together(ins, len(shape))
     names, first = _operands(m, ins)
     if ins[0].is_float:
         whole = m.add("Floor", m.add("Div", *names))
         name = m.add("Sub", names[0], m.add("Mul", whole, names[1]))
     else:
         name = m.add("Mod", *names)
-    return [m.made(outs[0], name, batch=batch, first=first)]
+    return [m.made(outs[0], name, batch=batch, shape=shape, first=first)]
 
 
 def _sum_of_all(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
-    batch = m.together(ins, len(outs[0].shape))
+    shape = joint(ins)
+    batch = m.together(ins, len(shape))
     names, first = _operands(m, ins)
-    return [m.made(outs[0], m.add("Sum", *names), batch=batch, first=first)]
+    return [m.made(outs[0], m.add("Sum", *names), batch=batch, shape=shape, first=first)]
 
 
 def _prelu(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
-    batch = m.together(ins, len(outs[0].shape))
+    shape = joint(ins)
+    batch = m.together(ins, len(shape))
     (x, slope), first = _operands(m, ins)
-    return [m.made(outs[0], m.add("PRelu", x, slope), batch=batch, first=first)]
+    name = m.add("PRelu", x, slope)
+    return [m.made(outs[0], name, batch=batch, shape=shape, first=first)]
 
 
 def _select(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
@@ -205,11 +218,13 @@ def _select(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> lis
     condition, x, y = ins
     choice = m.stored(condition)
     if op.kind == "SELECT" and condition.rank == 1 and x.rank > 1:
-        shape = [condition.shape[0]] + [1] * (x.rank - 1)
-        choice, batch = m.reshaped(choice, condition, shape)
-        condition = Value(tensor=condition.tensor, shape=tuple(shape), batch=batch)
-    batch = m.together([condition, x, y], len(outs[0].shape))
-    return [m.made(outs[0], m.add("Where", choice, plain(m, x), plain(m, y)), batch=batch)]
+        column = [condition.shape[0]] + [1] * (x.rank - 1)
+        choice, batch = m.reshaped(choice, condition, column)
+        condition = Value(tensor=condition.tensor, shape=tuple(column), batch=batch)
+    shape = joint([condition, x, y])
+    batch = m.together([condition, x, y], len(shape))
+    name = m.add("Where", choice, plain(m, x), plain(m, y))
+    return [m.made(outs[0], name, batch=batch, shape=shape)]
 
 
 def _cast(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
@@ -222,7 +237,7 @@ def _cast(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[
     first = bool(x.first)
     stored = m.stored_first(x) if first else m.stored(x)
     name = m.add("Cast", stored, to=helper.np_dtype_to_tensor_dtype(np.dtype(outs[0].dtype)))
-    value = Value(tensor=outs[0], shape=outs[0].shape, batch=x.batch)
+    value = Value(tensor=outs[0], shape=x.shape, batch=x.batch)
     value.first, value.stored = (name, "") if first else ("", name)
     return [value]
 
@@ -231,8 +246,8 @@ def _requantized(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -
     """QUANTIZE, DEQUANTIZE, and what only renames: the real numbers stay."""
     (x,) = ins
     first = x.has_first
-    value = m.made(outs[0], m.real(x, first=first), batch=x.batch, first=first)
-    return [value]
+    name = m.real(x, first=first)
+    return [m.made(outs[0], name, batch=x.batch, shape=x.shape, first=first)]
 
 
 def _softmax(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
@@ -240,10 +255,10 @@ def _softmax(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> li
     batch = m.apart(x, [-1])
     data = m.real(x)
     if op.kind == "LOG_SOFTMAX":
-        return [m.made(outs[0], m.add("LogSoftmax", data, axis=-1), batch=batch)]
+        return [m.made(outs[0], m.add("LogSoftmax", data, axis=-1), batch=batch, shape=x.shape)]
     if op.options["beta"] != 1.0:
         data = m.add("Mul", data, m.number(op.options["beta"]))
-    return [m.made(outs[0], m.add("Softmax", data, axis=-1), batch=batch)]
+    return [m.made(outs[0], m.add("Softmax", data, axis=-1), batch=batch, shape=x.shape)]
 
 
 def _unit_length(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
@@ -254,7 +269,7 @@ def _unit_length(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -
     length = m.add("Sqrt", m.add("ReduceSumSquare", data, axes=[x.rank - 1], keepdims=1))
     name = m.add("Div", data, m.add("Max", length, m.number(1e-6)))
     name = m.activated(name, op.options["activation"], outs[0])
-    return [m.made(outs[0], name, batch=batch)]
+    return [m.made(outs[0], name, batch=batch, shape=x.shape)]
 
 
 def _neighbours(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
@@ -273,7 +288,7 @@ def _neighbours(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) ->
         bias=op.options["bias"],
         size=size,
     )
-    return [m.made(outs[0], name, batch=m.apart(x, [3]), first=True)]
+    return [m.made(outs[0], name, batch=m.apart(x, [3]), shape=x.shape, first=True)]
 
 
 EMIT: dict[str, Emit] = {

@@ -206,7 +206,8 @@ def sequence_lstm(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) 
     name = _lstm(m, op, data, parts, state, reverse=False)
     if not row:
         name = m.add("Transpose", name, perm=[1, 0, 2])
-    return [m.made(outs[0], name, batch=batch)]
+    units = (parts["projection"] if "projection" in parts else parts["forget/x"]).shape[0]
+    return [m.made(outs[0], name, batch=batch, shape=(*ins[0].shape[:2], units))]
 
 
 def bidirectional_lstm(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
@@ -217,22 +218,34 @@ def bidirectional_lstm(m: Emitter, op: Operator, ins: list[Any], outs: list[Tens
     if any(one is not None for one in ins[39:]):
         raise m.refuse("it has auxiliary inputs")
     data, row, batch = _over_time(m, op, ins[0])
-    names = []
+    names, units = [], []
     for reverse, start, at in ((False, 1, 35), (True, 18, 37)):
         state = (_state(m, ins[at], data), _state(m, ins[at + 1], data))
         parts = _lstm_weights(ins, start)
         names.append(_lstm(m, op, data, parts, state, reverse=reverse))
-    return _both_ways(m, op, names, outs, row, batch)
+        units.append((parts["projection"] if "projection" in parts else parts["forget/x"]).shape[0])
+    return _both_ways(m, op, names, outs, row, batch, ins[0].shape[:2], units)
 
 
 def _both_ways(
-    m: Emitter, op: Operator, names: list[str], outs: list[Tensor], row: int, batch: int | None
+    m: Emitter,
+    op: Operator,
+    names: list[str],
+    outs: list[Tensor],
+    row: int,
+    batch: int | None,
+    outer: tuple[int, ...],
+    units: list[int],
 ) -> list[Value]:
     if op.options["merge_outputs"]:
+        units = [sum(units)]
         names = [m.add("Concat", *names, axis=2)]
     if not row:
         names = [m.add("Transpose", name, perm=[1, 0, 2]) for name in names]
-    return [m.made(out, name, batch=batch) for out, name in zip(outs, names, strict=False)]
+    return [
+        m.made(out, name, batch=batch, shape=(*outer, size))
+        for out, name, size in zip(outs, names, units, strict=True)
+    ]
 
 
 def _rnn(m: Emitter, op: Operator, x: str, parts: list[Any], state: str, *, reverse: bool) -> str:
@@ -266,7 +279,8 @@ def sequence_rnn(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -
     name = _rnn(m, op, data, ins[1:4], _state(m, ins[4], data), reverse=False)
     if not row:
         name = m.add("Transpose", name, perm=[1, 0, 2])
-    return [m.made(outs[0], name, batch=batch)]
+    shape = (*ins[0].shape[:2], ins[1].shape[0])
+    return [m.made(outs[0], name, batch=batch, shape=shape)]
 
 
 def bidirectional_rnn(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
@@ -280,7 +294,8 @@ def bidirectional_rnn(m: Emitter, op: Operator, ins: list[Any], outs: list[Tenso
         _rnn(m, op, data, ins[at : at + 3], _state(m, ins[at + 3], data), reverse=at > 1)
         for at in (1, 5)
     ]
-    return _both_ways(m, op, names, outs, row, batch)
+    units = [ins[at].shape[0] for at in (1, 5)]
+    return _both_ways(m, op, names, outs, row, batch, ins[0].shape[:2], units)
 
 
 def step_rnn(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
@@ -296,7 +311,8 @@ def step_rnn(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> li
     name = m.add("Gemm", data, m.real(w), m.real(b), transB=1)
     if not state.tensor.variable:
         name = m.add("Add", name, m.add("MatMul", m.real(state), _weight(m, r)))
-    return [m.made(outs[0], m.add(ACTIVATION[op.options["activation"]], name), batch=x.batch)]
+    name = m.add(ACTIVATION[op.options["activation"]], name)
+    return [m.made(outs[0], name, batch=x.batch, shape=(x.shape[0], w.shape[0]))]
 
 
 def filters(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
@@ -325,7 +341,7 @@ def filters(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> lis
     if b is not None:
         name = m.add("Add", name, m.real(b))
     name = m.activated(name, op.options["activation"], outs[0])
-    return [m.made(outs[0], name, batch=x.batch)]
+    return [m.made(outs[0], name, batch=x.batch, shape=(x.shape[0], units))]
 
 
 EMIT: dict[str, Emit] = {

@@ -27,12 +27,13 @@ def _reduced(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> li
     keep = int(bool(op.options["keep_dims"]))
     if batch is not None and not keep:
         batch -= sum(axis < batch for axis in axes)
+    shape = [1 if at in axes else n for at, n in enumerate(x.shape) if keep or at not in axes]
     if not axes:
-        return [m.made(outs[0], plain(m, x), batch=batch)]
+        return [m.made(outs[0], plain(m, x), batch=batch, shape=shape)]
     logical = op.kind in ("REDUCE_ANY", "REDUCE_ALL")
     if op.kind == "MEAN" and keep and axes == [1, 2] and x.rank == 4:
         pooled = m.add("GlobalAveragePool", m.real(x, first=True))
-        return [m.made(outs[0], pooled, batch=batch, first=True)]
+        return [m.made(outs[0], pooled, batch=batch, shape=shape, first=True)]
     data = m.add("Cast", m.stored(x), to=6) if logical else plain(m, x)
     if REDUCE[op.kind] == "ReduceSum":
         name = m.add("ReduceSum", data, m.sizes(axes), keepdims=keep)
@@ -40,7 +41,7 @@ def _reduced(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> li
         name = m.add(REDUCE[op.kind], data, axes=axes, keepdims=keep)
     if logical:
         name = m.add("Cast", name, to=9)
-    return [m.made(outs[0], name, batch=batch)]
+    return [m.made(outs[0], name, batch=batch, shape=shape)]
 
 
 def _extreme_at(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
@@ -52,7 +53,8 @@ def _extreme_at(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) ->
         batch -= 1
     kind = "ArgMax" if op.kind == "ARG_MAX" else "ArgMin"
     name = m.add(kind, plain(m, x), axis=axis, keepdims=0)
-    return [m.made(outs[0], _whole_number(m, name, outs[0]), batch=batch)]
+    shape = [*x.shape[:axis], *x.shape[axis + 1 :]]
+    return [m.made(outs[0], _whole_number(m, name, outs[0]), batch=batch, shape=shape)]
 
 
 def _whole_number(m: Emitter, name: str, tensor: Tensor) -> str:
@@ -65,9 +67,10 @@ def _largest(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> li
     count = known(m, ins[1], "how many it takes")
     batch = m.apart(x, [-1])
     values, places = m.build.add_many("TopK", plain(m, x), m.sizes(count), count=2, axis=-1)
+    shape = [*x.shape[:-1], *count]
     return [
-        m.made(outs[0], values, batch=batch),
-        m.made(outs[1], _whole_number(m, places, outs[1]), batch=batch),
+        m.made(outs[0], values, batch=batch, shape=shape),
+        m.made(outs[1], _whole_number(m, places, outs[1]), batch=batch, shape=shape),
     ]
 
 
@@ -81,12 +84,15 @@ def _one_hot(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> li
     if "int8" in on.tensor.dtype and not on.is_float:
         raise m.refuse(f"its values are {on.tensor.dtype}")
     # TensorFlow gives a row of `off` for a place outside; ONNX counts negative ones from the end
-    size = m.sizes(known(m, depth, "its depth"))
+    many = known(m, depth, "its depth")
+    size = m.sizes(many)
     places = m.add("Cast", m.stored(at), to=7)
     inside = m.add("GreaterOrEqual", places, m.number(0, "int64"))
     places = m.add("Where", inside, places, m.number(1 << 40, "int64"))
     name = m.add("OneHot", places, size, m.add("Concat", *two, axis=0), axis=axis)
-    return [m.made(outs[0], name, batch=batch)]
+    shape = list(at.shape)
+    shape.insert(axis % (at.rank + 1), many[0])
+    return [m.made(outs[0], name, batch=batch, shape=shape)]
 
 
 def _running_sum(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
@@ -99,7 +105,7 @@ def _running_sum(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -
         exclusive=int(bool(op.options["exclusive"])),
         reverse=int(bool(op.options["reverse"])),
     )
-    return [m.made(outs[0], name, batch=m.apart(x, axis))]
+    return [m.made(outs[0], name, batch=m.apart(x, axis), shape=x.shape)]
 
 
 def _shape(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
@@ -148,7 +154,7 @@ def _scattered(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> 
     zeros = m.add("Expand", m.number(0, dtype), m.sizes(target))
     places = m.add("Cast", m.stored(at), to=7)
     name = m.add("ScatterND", zeros, places, plain(m, updates), reduction="add")
-    return [m.made(outs[0], name, batch=None)]
+    return [m.made(outs[0], name, batch=None, shape=target)]
 
 
 def _sparse(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
@@ -164,7 +170,7 @@ def _sparse(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> lis
     if values.rank == 0:
         data = m.add("Expand", data, m.sizes([count]))
     name = m.add("ScatterND", start, m.add("Cast", places, to=7), data)
-    return [m.made(outs[0], name, batch=None)]
+    return [m.made(outs[0], name, batch=None, shape=target)]
 
 
 def _range(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
@@ -172,14 +178,14 @@ def _range(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list
         if one.constant is not None:
             known(m, one, "its bounds")
     name = m.add("Range", *(m.add("Squeeze", m.stored(one)) for one in ins))
-    return [m.made(outs[0], name, batch=None)]
+    return [m.made(outs[0], name, batch=None, shape=outs[0].shape)]
 
 
 def _where(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
     if ins[0].batch is not None:
         raise m.fixed("numbers the places of the batch")
     name = m.add("Transpose", m.add("NonZero", m.stored(ins[0])), perm=[1, 0])
-    return [m.made(outs[0], name, batch=None)]
+    return [m.made(outs[0], name, batch=None, shape=outs[0].shape)]
 
 
 def _suppressed(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
@@ -207,12 +213,15 @@ def _suppressed(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) ->
     padded = m.add("Cast", m.add("Pad", places, padding), to=6)
     kept = m.add("Cast", m.add("Squeeze", number), to=6)
     if op.kind == "NON_MAX_SUPPRESSION_V4":
-        return [m.made(outs[0], padded, batch=None), m.made(outs[1], kept, batch=None)]
+        return [
+            m.made(outs[0], padded, batch=None, shape=[count]),
+            m.made(outs[1], kept, batch=None, shape=[]),
+        ]
     values = m.add("Pad", m.add("Gather", m.real(scores), places), padding)
     return [
-        m.made(outs[0], padded, batch=None),
-        m.made(outs[1], values, batch=None),
-        m.made(outs[2], kept, batch=None),
+        m.made(outs[0], padded, batch=None, shape=[count]),
+        m.made(outs[1], values, batch=None, shape=[count]),
+        m.made(outs[2], kept, batch=None, shape=[]),
     ]
 
 
@@ -223,7 +232,7 @@ def _matrix_diagonal(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor
     batch = m.apart(x, [-1])
     eye = m.number(np.eye(x.shape[-1]), "float32" if x.is_float else x.tensor.dtype)
     name = m.add("Mul", m.add("Unsqueeze", plain(m, x), m.sizes([x.rank])), eye)
-    return [m.made(outs[0], name, batch=batch)]
+    return [m.made(outs[0], name, batch=batch, shape=[*x.shape, x.shape[-1]])]
 
 
 def _reversed_rows(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
@@ -237,7 +246,7 @@ def _reversed_rows(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor])
         raise m.fixed("has lengths without a batch")
     long = m.add("Cast", m.stored(lengths), to=7)
     name = m.add("ReverseSequence", plain(m, x), long, time_axis=time, batch_axis=row)
-    return [m.made(outs[0], name, batch=batch)]
+    return [m.made(outs[0], name, batch=batch, shape=x.shape)]
 
 
 EMIT: dict[str, Emit] = {

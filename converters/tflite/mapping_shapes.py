@@ -20,17 +20,6 @@ def known(m: Emitter, value: Value | None, what: str) -> list[int]:
     return [int(one) for one in value.constant.reshape(-1)]
 
 
-def _whole(m: Emitter, value: Value) -> tuple[str, bool]:
-    """Return what can be moved about as it is: the stored numbers, and whether they are rescaled."""
-    return (m.real(value), True) if value.tensor.quantized else (m.stored(value), False)
-
-
-def _moved(m: Emitter, x: Value, out: Tensor, name: str, batch: int | None) -> Value:
-    """Return the result of moving what `plain` gave for `x`."""
-    del x
-    return m.made(out, name, batch=batch)
-
-
 def _reshape(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
     x, out = ins[0], outs[0]
     target = list(out.shape)
@@ -48,9 +37,7 @@ def _reshape(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> li
     if math.prod(target) != math.prod(x.shape):
         raise ValueError(f"{list(x.shape)} into {target}")
     name, batch = m.reshaped(plain(m, x), x, target)
-    value = _moved(m, x, out, name, batch)
-    value.shape = tuple(target)
-    return [value]
+    return [m.made(out, name, batch=batch, shape=target)]
 
 
 def _as_shape(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
@@ -67,23 +54,23 @@ def _as_shape(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> l
         at = axis % (x.rank + 1)
         target = [*x.shape[:at], 1, *x.shape[at:]]
     name, batch = m.reshaped(plain(m, x), x, target)
-    value = _moved(m, x, outs[0], name, batch)
-    value.shape = tuple(target)
-    return [value]
+    return [m.made(outs[0], name, batch=batch, shape=target)]
 
 
 def _transpose(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
     x = ins[0]
     order = [axis % x.rank for axis in known(m, ins[1], "the order")]
     batch = None if x.batch is None else order.index(x.batch)
+    shape = [x.shape[axis] for axis in order]
     if order == FIRST and x.has_first:
-        return [m.made(outs[0], plain(m, x, first=True), batch=batch)]
-    return [m.made(outs[0], m.add("Transpose", plain(m, x), perm=order), batch=batch)]
+        return [m.made(outs[0], plain(m, x, first=True), batch=batch, shape=shape)]
+    name = m.add("Transpose", plain(m, x), perm=order)
+    return [m.made(outs[0], name, batch=batch, shape=shape)]
 
 
 def _concatenation(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
-    rank = len(outs[0].shape)
-    axis = op.options["axis"] % rank
+    rank = ins[0].rank
+    axis = op.options["axis"] % max(rank, 1)
     batches = {one.batch for one in ins}
     if len(batches) > 1:
         raise m.fixed("joins what has a batch with what has none")
@@ -94,16 +81,17 @@ def _concatenation(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor])
     names = [plain(m, one, first=first) for one in ins]
     name = m.add("Concat", *names, axis=FIRST.index(axis) if first else axis)
     name = m.activated(name, op.options["activation"], outs[0])
-    return [m.made(outs[0], name, batch=batch, first=first)]
+    shape = list(ins[0].shape)
+    shape[axis] = sum(one.shape[axis] for one in ins)
+    return [m.made(outs[0], name, batch=batch, shape=shape, first=first)]
 
 
 def _pack(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
-    rank = len(outs[0].shape)
-    axis = op.options["axis"] % rank
+    axis = op.options["axis"] % (ins[0].rank + 1)
+    target = [*ins[0].shape[:axis], len(ins), *ins[0].shape[axis:]]
     if len(ins) == 1:
-        target = [*ins[0].shape[:axis], 1, *ins[0].shape[axis:]]
         name, batch = m.reshaped(plain(m, ins[0]), ins[0], target)
-        return [m.made(outs[0], name, batch=batch)]
+        return [m.made(outs[0], name, batch=batch, shape=target)]
     batches = {one.batch for one in ins}
     if len(batches) > 1:
         raise m.fixed("joins what has a batch with what has none")
@@ -111,7 +99,7 @@ def _pack(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[
     if batch is not None and batch >= axis:
         batch += 1
     parts = [m.add("Unsqueeze", plain(m, one), m.sizes([axis])) for one in ins]
-    return [m.made(outs[0], m.add("Concat", *parts, axis=axis), batch=batch)]
+    return [m.made(outs[0], m.add("Concat", *parts, axis=axis), batch=batch, shape=target)]
 
 
 def _unpack(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
@@ -120,13 +108,13 @@ def _unpack(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> lis
     target = [*x.shape[:axis], *x.shape[axis + 1 :]]
     if len(outs) == 1:
         name, batch = m.reshaped(plain(m, x), x, target)
-        return [m.made(outs[0], name, batch=batch)]
+        return [m.made(outs[0], name, batch=batch, shape=target)]
     batch = m.apart(x, [axis])
     if batch is not None and batch > axis:
         batch -= 1
     parts = m.build.add_many("Split", plain(m, x), count=len(outs), axis=axis)
     return [
-        m.made(out, m.add("Squeeze", part, m.sizes([axis])), batch=batch)
+        m.made(out, m.add("Squeeze", part, m.sizes([axis])), batch=batch, shape=target)
         for out, part in zip(outs, parts, strict=True)
     ]
 
@@ -141,14 +129,15 @@ def _split(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list
         parts = known(m, ins[1], "the sizes of its parts")
         parts = [x.shape[axis] - sum(parts) - 1 if one == -1 else one for one in parts]
     if len(outs) == 1:
-        return [m.made(outs[0], plain(m, x), batch=x.batch)]
+        return [m.made(outs[0], plain(m, x), batch=x.batch, shape=x.shape)]
     if sum(parts) != x.shape[axis] or min(parts) < 0:
         raise ValueError(f"parts of {parts} from {x.shape[axis]}")
     batch = m.apart(x, [axis])
-    names = m.build.add_many(
-        "Split", plain(m, x), m.sizes(parts), count=len(outs), axis=axis
-    )
-    return [m.made(out, name, batch=batch) for out, name in zip(outs, names, strict=True)]
+    names = m.build.add_many("Split", plain(m, x), m.sizes(parts), count=len(outs), axis=axis)
+    return [
+        m.made(out, name, batch=batch, shape=[*x.shape[:axis], size, *x.shape[axis + 1 :]])
+        for out, name, size in zip(outs, names, parts, strict=True)
+    ]
 
 
 def _pad(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
@@ -158,6 +147,7 @@ def _pad(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[V
     if len(before) != x.rank or min(amounts, default=0) < 0:
         raise ValueError(f"pads {amounts} around {x.rank} axes")
     batch = m.apart(x, [at for at in range(x.rank) if before[at] or after[at]])
+    shape = [n + b + a for n, b, a in zip(x.shape, before, after, strict=True)]
     first = x.has_first
     if first:
         before, after = ([side[at] for at in FIRST] for side in (before, after))
@@ -169,7 +159,7 @@ def _pad(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[V
         name = m.add("Pad", data, pads, plain(m, ins[2]))
     else:
         name = m.add("Pad", data, pads)
-    return [m.made(outs[0], name, batch=batch, first=first)]
+    return [m.made(outs[0], name, batch=batch, shape=shape, first=first)]
 
 
 def _mirrored(
@@ -215,8 +205,11 @@ def _sliced(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> lis
     ]
     axes = [at for at in range(x.rank) if begins[at] or ends[at] != x.shape[at]]
     batch = m.apart(x, axes)
+    shape = [end - begin for begin, end in zip(begins, ends, strict=True)]
+    if min(shape, default=0) < 0 or any(e > n for e, n in zip(ends, x.shape, strict=True)):
+        raise ValueError(f"a slice of {shape} from {list(x.shape)}")
     name = _slice(m, plain(m, x), axes, [begins[at] for at in axes], [ends[at] for at in axes])
-    return [m.made(outs[0], name, batch=batch)]
+    return [m.made(outs[0], name, batch=batch, shape=shape)]
 
 
 def _content(m: Emitter, value: Value) -> Any:
@@ -291,9 +284,7 @@ def _strided(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> li
             cut[axis] = len(range(start, max(stop, -1), step))
         part = Value(tensor=x.tensor, shape=tuple(cut), batch=batch)
         name, batch = m.reshaped(name, part, target)
-    value = m.made(outs[0], name, batch=batch)
-    value.shape = tuple(target)
-    return [value]
+    return [m.made(outs[0], name, batch=batch, shape=target)]
 
 
 def _gather(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
@@ -310,22 +301,27 @@ def _gather(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> lis
     elif at.batch is not None:
         batch = at.batch + axis
     name = m.add("Gather", plain(m, x), m.stored(at), axis=axis)
-    return [m.made(outs[0], name, batch=batch)]
+    shape = [*x.shape[:axis], *at.shape, *x.shape[axis + 1 :]]
+    return [m.made(outs[0], name, batch=batch, shape=shape)]
 
 
 def _gather_nd(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
     x, at = ins
-    if x.batch is not None or at.batch is not None and at.batch == at.rank - 1:
+    if x.batch is not None or (at.batch is not None and at.batch == at.rank - 1):
         raise m.fixed("gathers from the batch")
     places = m.add("Cast", m.stored(at), to=7)
-    return [m.made(outs[0], m.add("GatherND", plain(m, x), places), batch=at.batch)]
+    name = m.add("GatherND", plain(m, x), places)
+    shape = [*at.shape[:-1], *x.shape[at.shape[-1] :]]
+    return [m.made(outs[0], name, batch=at.batch, shape=shape)]
 
 
 def _tile(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
     x = ins[0]
     times = known(m, ins[1], "how often it repeats")
     batch = m.apart(x, [at for at, n in enumerate(times) if n != 1])
-    return [m.made(outs[0], m.add("Tile", plain(m, x), m.sizes(times)), batch=batch)]
+    shape = [n * k for n, k in zip(x.shape, times, strict=True)]
+    name = m.add("Tile", plain(m, x), m.sizes(times))
+    return [m.made(outs[0], name, batch=batch, shape=shape)]
 
 
 def _blocks(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
@@ -334,11 +330,14 @@ def _blocks(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> lis
     if x.rank != 4 or size < 1:
         raise m.refuse(f"its input has {x.rank} axes, its block is {size}")
     batch = m.apart(x, [1, 2, 3])
+    n, h, w, c = x.shape
     if op.kind == "DEPTH_TO_SPACE":
-        name = m.add("DepthToSpace", m.real(x, first=True), blocksize=size, mode="DCR")
+        name = m.add("DepthToSpace", plain(m, x, first=True), blocksize=size, mode="DCR")
+        shape = [n, h * size, w * size, c // size**2]
     else:
-        name = m.add("SpaceToDepth", m.real(x, first=True), blocksize=size)
-    return [m.made(outs[0], name, batch=batch, first=True)]
+        name = m.add("SpaceToDepth", plain(m, x, first=True), blocksize=size)
+        shape = [n, h // size, w // size, c * size**2]
+    return [m.made(outs[0], name, batch=batch, shape=shape, first=True)]
 
 
 def _space_to_batch(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
@@ -367,9 +366,8 @@ def _space_to_batch(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]
     name = m.add("Transpose", name, perm=[*own, *inner, *tail])
     whole = -1 if x.batch is not None else x.shape[0] * math.prod(block)
     target = [whole, *(n // b for n, b in zip(sizes, block, strict=True)), *rest]
-    value = m.made(outs[0], m.add("Reshape", name, m.sizes(target)), batch=x.batch)
-    value.shape = (x.shape[0] * math.prod(block), *target[1:])
-    return [value]
+    shape = (x.shape[0] * math.prod(block), *target[1:])
+    return [m.made(outs[0], m.add("Reshape", name, m.sizes(target)), batch=x.batch, shape=shape)]
 
 
 def _batch_to_space(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
@@ -397,7 +395,8 @@ def _batch_to_space(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]
     starts = [crops[2 * at] for at in axes]
     ends = [wide[at] - crops[2 * at + 1] for at in axes]
     name = _slice(m, name, [at + 1 for at in axes], starts, ends)
-    return [m.made(outs[0], name, batch=x.batch)]
+    cut = [n - crops[2 * at] - crops[2 * at + 1] for at, n in enumerate(wide)]
+    return [m.made(outs[0], name, batch=x.batch, shape=(own, *cut, *rest))]
 
 
 def _broadcast(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
@@ -409,7 +408,11 @@ def _broadcast(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> 
         if target[batch] != x.shape[x.batch]:
             raise m.fixed("repeats along the batch")
         target[batch] = 1
-    return [m.made(outs[0], m.add("Expand", plain(m, x), m.sizes(target)), batch=batch)]
+    shape = list(target)
+    if batch is not None and x.batch is not None:
+        shape[batch] = x.shape[x.batch]
+    name = m.add("Expand", plain(m, x), m.sizes(target))
+    return [m.made(outs[0], name, batch=batch, shape=shape)]
 
 
 def _reverse(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
@@ -418,7 +421,7 @@ def _reverse(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> li
     batch = m.apart(x, axes)
     count = len(axes)
     name = _slice(m, plain(m, x), axes, [-1] * count, [-(1 << 62)] * count, [-1] * count)
-    return [m.made(outs[0], name, batch=batch)]
+    return [m.made(outs[0], name, batch=batch, shape=x.shape)]
 
 
 EMIT: dict[str, Emit] = {

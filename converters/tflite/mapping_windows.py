@@ -33,6 +33,19 @@ def edges(
     return before + after
 
 
+def places(op: Operator, size: Sequence[int], kernel: Sequence[int]) -> list[int]:
+    """Return how many places a window has along each axis."""
+    dilations = [op.options.get(f"dilation_{axis}", 1) for axis in "dhw"[-len(kernel) :]]
+    found = []
+    for n, k, s, d in zip(size, kernel, strides(op, len(kernel)), dilations, strict=True):
+        found.append(
+            -(-n // s) if op.options["padding"] == SAME else (n - (k - 1) * d - 1) // s + 1
+        )
+    if min(found) < 1:
+        raise ValueError(f"a window of {list(kernel)} on {list(size)}")
+    return found
+
+
 def strides(op: Operator, rank: int = 2) -> list[int]:
     """Return the strides. Raises ValueError where one is none."""
     found = [op.options[f"stride_{axis}"] for axis in ("dhw" if rank == 3 else "hw")]
@@ -125,7 +138,8 @@ def convolution(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) ->
         group=groups,
     )
     name = m.activated(name, op.options["activation"], outs[0])
-    return [m.made(outs[0], name, batch=batch, first=True)]
+    shape = (x.shape[0], *places(op, x.shape[1:3], kernel), out_channels)
+    return [m.made(outs[0], name, batch=batch, shape=shape, first=True)]
 
 
 def depthwise(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
@@ -151,7 +165,8 @@ def depthwise(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> l
         group=groups,
     )
     name = m.activated(name, op.options["activation"], outs[0])
-    return [m.made(outs[0], name, batch=batch, first=True)]
+    shape = (x.shape[0], *places(op, x.shape[1:3], kernel), out_channels)
+    return [m.made(outs[0], name, batch=batch, shape=shape, first=True)]
 
 
 def transposed(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
@@ -175,7 +190,7 @@ def transposed(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> 
             out, x.shape[1:3], steps, kernel, pads[:2], pads[2:], strict=True
         )
     ]
-    if any(not 0 <= e for e in extra):
+    if any(not e >= 0 for e in extra):
         raise m.refuse(f"its output of {out} does not follow from its input")
     if any(e >= s for e, s in zip(extra, steps, strict=True)):
         raise m.refuse(f"its output of {out} is larger than its input reaches")
@@ -190,7 +205,8 @@ def transposed(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> 
         output_padding=extra,
     )
     name = m.activated(name, op.options.get("activation", "NONE"), outs[0])
-    return [m.made(outs[0], name, batch=batch, first=True)]
+    shape = (x.shape[0], *out, w.shape[0])
+    return [m.made(outs[0], name, batch=batch, shape=shape, first=True)]
 
 
 def volume(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
@@ -212,7 +228,9 @@ def volume(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list
         pads=edges(op, x.shape[1:4], kernel, _dilations(op, 3)),
     )
     name = m.activated(name, op.options["activation"], outs[0])
-    return [m.made(outs[0], m.add("Transpose", name, perm=[0, 2, 3, 4, 1]), batch=x.batch)]
+    name = m.add("Transpose", name, perm=[0, 2, 3, 4, 1])
+    shape = (x.shape[0], *places(op, x.shape[1:4], kernel), w.shape[4])
+    return [m.made(outs[0], name, batch=x.batch, shape=shape)]
 
 
 def pooling(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
@@ -236,7 +254,8 @@ def pooling(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> lis
     if op.kind == "L2_POOL_2D":
         name = m.add("Sqrt", name)
     name = m.activated(name, op.options["activation"], outs[0])
-    return [m.made(outs[0], name, batch=batch, first=True)]
+    shape = (x.shape[0], *places(op, x.shape[1:3], kernel), x.shape[3])
+    return [m.made(outs[0], name, batch=batch, shape=shape, first=True)]
 
 
 def dense(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
@@ -265,17 +284,16 @@ def dense(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[
         for one in bias(m, ins):
             name = m.add("Add", name, one)
     name = m.activated(name, op.options["activation"], outs[0])
-    if len(outs[0].shape) != len(shape):
-        full = (*shape[:-1], units)
-        rows = Value(tensor=outs[0], shape=full, batch=batch)
-        name, batch = m.reshaped(name, rows, outs[0].shape)
-    return [m.made(outs[0], name, batch=batch)]
+    return [m.made(outs[0], name, batch=batch, shape=(*shape[:-1], units))]
 
 
 def products(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
     """BATCH_MATMUL, either side turned first where asked."""
+    import numpy as np
+
     x, y = ins
-    batch = m.together([x, y], len(outs[0].shape)) if _inner_is_fixed(x, y) else None
+    rank = max(x.rank, y.rank)
+    batch = m.together([x, y], rank) if _inner_is_fixed(x, y) else None
     left = m.real(x)
     turn = [*range(x.rank - 2), x.rank - 1, x.rank - 2]
     if op.options["turn_x"]:
@@ -291,10 +309,14 @@ def products(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> li
             raise m.fixed("sums along the batch")
         batch = x.batch
         if x.batch >= x.rank - 2:
-            batch = len(outs[0].shape) - 2
+            batch = rank - 2
     elif batch is None and (x.batch is not None or y.batch is not None):
         raise m.fixed("multiplies across the batch")
-    return [m.made(outs[0], m.add("MatMul", left, right), batch=batch)]
+    outer = np.broadcast_shapes(x.shape[:-2], y.shape[:-2])
+    rows = x.shape[-1] if op.options["turn_x"] else x.shape[-2]
+    columns = y.shape[-2] if op.options["turn_y"] else y.shape[-1]
+    name = m.add("MatMul", left, right)
+    return [m.made(outs[0], name, batch=batch, shape=(*outer, rows, columns))]
 
 
 def _inner_is_fixed(x: Value, y: Value) -> bool:
@@ -328,4 +350,5 @@ def resize(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list
         coordinate_transformation_mode=where,
         nearest_mode=None if linear else nearest,
     )
-    return [m.made(outs[0], name, batch=batch, first=True)]
+    shape = (x.shape[0], *new, x.shape[3])
+    return [m.made(outs[0], name, batch=batch, shape=shape, first=True)]

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deploykit._plugins.converters.tflite import evaluation, mapping, reading
+from deploykit._plugins.converters.tflite import evaluation, mapping, reading, rounding
 from deploykit._plugins.converters.tflite.emitting import FixedBatchError
 
 from deploykit.definition_session import DefinitionSession
@@ -73,7 +73,10 @@ def convert(request: ConvertRequest) -> ConvertResult:
     """Write the model as ONNX. Raises as `inspect` does."""
     phase("reading the TensorFlow Lite model")
     built = _built(request.source, request.dynamic)
-    return finish(built.build, request, repairs=built.notes)
+    result = finish(built.build, request, repairs=built.notes)
+    phase("measuring how far TensorFlow Lite's own kernels differ")
+    steps, atol = rounding.allowance(built.graph)
+    return dataclasses.replace(result, steps=steps, atol=atol)
 
 
 def reference(request: ReferenceRequest) -> Session:
@@ -84,7 +87,8 @@ def reference(request: ReferenceRequest) -> Session:
     outs = [spec.name for spec in built.signature.outputs]
 
     def once(feed: Mapping[str, Array]) -> list[Array]:
-        values = evaluation.evaluate(graph, {ins[name]: feed[name] for name in ins})
+        # rounded as by the kernels that an interpreter has by default
+        values = evaluation.evaluate(graph, {ins[name]: feed[name] for name in ins}, once=True)
         return [values[at] for at in graph.outputs]
 
     def evaluate(feed: Mapping[str, Array]) -> dict[str, Array]:
@@ -140,7 +144,9 @@ def _graph(model: reading.Model, source: Source, dynamic: tuple[DynamicAxis, ...
     wishes = {(_plain(axis.input), axis.axis): axis.name for axis in dynamic}
     specs = {at: _spec(graph.tensors[at], names[at], given.get(names[at])) for at in graph.inputs}
     for name, axis in wishes:
-        if not any(spec.name == name and 0 <= axis < len(spec.shape or ()) for spec in specs.values()):
+        if not any(
+            spec.name == name and 0 <= axis < len(spec.shape or ()) for spec in specs.values()
+        ):
             raise UsageError(f"the model has no axis {axis} of an input `{name}`")
         if axis:
             raise UnsupportedError(
@@ -150,7 +156,9 @@ def _graph(model: reading.Model, source: Source, dynamic: tuple[DynamicAxis, ...
     able = frozenset(
         at
         for at, spec in specs.items()
-        if spec.shape and len(spec.shape) > 1 and spec.shape[0] in (1, BATCH)
+        if spec.shape
+        and len(spec.shape) > 1
+        and spec.shape[0] in (1, BATCH)
         and not (names[at] in given and spec.shape[0] == 1)
     )
     notes: tuple[str, ...] = ()
