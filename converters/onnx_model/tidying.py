@@ -43,14 +43,13 @@ def tidy(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
     folded, merged = fold_constants(model), merge_transposes(model)
     parts = ((folded, "constant"), (merged, "transposes merged"))
     ir = onnx_ir.from_proto(model)
-    steps: list[Callable[[Any], Any]] = [
-        common.IdentityEliminationPass(),
-        common.RemoveUnusedNodesPass(),
-    ]
+    steps: list[Callable[[Any], Any]] = [common.RemoveUnusedNodesPass()]
+    if not _bodies_give_twice(model):
+        steps.insert(0, common.IdentityEliminationPass())
     if not any(
         node.op_type in UNFOLDED[3:] for inner in graphs(model.graph) for node in inner.node
     ):
-        steps.insert(1, common.CommonSubexpressionEliminationPass())
+        steps.insert(len(steps) - 1, common.CommonSubexpressionEliminationPass())
     for step in steps:
         step(ir)
     tidied = onnx_ir.to_proto(ir)
@@ -59,6 +58,16 @@ def tidy(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
         return model, []
     what = ", ".join(f"{count} {text}" for count, text in parts if count)
     return tidied, [f"cleaned up: {before} nodes became {after}{f' ({what})' if what else ''}"]
+
+
+def _bodies_give_twice(model: onnx.ModelProto) -> bool:
+    """Whether a body copies a value in order to give it twice, which without the copy it could not."""
+    _, *bodies = graphs(model.graph)
+    return any(
+        node.op_type == "Identity" and node.output[0] in {value.name for value in graph.output}
+        for graph in bodies
+        for node in graph.node
+    )
 
 
 def _count(model: onnx.ModelProto) -> int:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
+
 def inspect(source: Source) -> Signature:
     """Return the names, dtypes and shapes of the model's inputs and outputs."""
     from deploykit._plugins.converters.tensorflow import graphs

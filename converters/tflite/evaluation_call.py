@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 LEAST_MOST = {"int8": (-128, 127), "uint8": (0, 255), "int16": (-32768, 32767)}
+WIDE = ("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV")
+"""Operators whose sums of int16 activations are of 64 bits."""
+
 RANGES = {"RELU": (0, math.inf), "RELU6": (0, 6), "RELU_N1_TO_1": (-1, 1)}
 
 
@@ -42,7 +45,7 @@ class Call:
         """Return an option."""
         return self.op.options[name]
 
-    def stored(self, at: int) -> Array:
+    def stored(self, at: int) -> Any:
         """Return an input as it is stored."""
         found = self.ins[at]
         if found is None:
@@ -60,7 +63,7 @@ class Call:
             raise ValueError(f"input {at} of {self.op.kind} is missing")
         return found
 
-    def real(self, at: int) -> Array:
+    def real(self, at: int) -> Any:
         """Return the numbers that an input stands for, in float64; its own where it is no real one."""
         return real(self.stored(at), self.tensor(at))
 
@@ -70,13 +73,14 @@ class Call:
 
     def quantized(self) -> bool:
         """Whether first input and first output are quantised."""
-        return self.tensor(0).quantized and self.outs[0].quantized
+        found: bool = self.tensor(0).quantized and self.outs[0].quantized
+        return found
 
-    def given(self, value: Array, at: int = 0) -> Array:
+    def given(self, value: Array, at: int = 0) -> Any:
         """Return the real numbers `value` as output `at` stores them."""
         return stored(value, self.outs[at])
 
-    def activated(self, value: Array) -> Array:
+    def activated(self, value: Array) -> Any:
         """Return real numbers after the fused activation."""
         import numpy as np
 
@@ -86,7 +90,7 @@ class Call:
         low, high = RANGES.get(kind, (-math.inf, math.inf))
         return np.clip(value, low, high)
 
-    def clamped(self, value: Array) -> Array:
+    def clamped(self, value: Array) -> Any:
         """Return integers, the zero point added, within dtype and fused activation of the output."""
         import numpy as np
 
@@ -101,14 +105,14 @@ class Call:
             most = min(most, zero + round(high / scale))
         return np.clip(value + zero, least, most).astype(out.dtype)
 
-    def requantized(self, total: Array, scale: Any) -> Array:
+    def requantized(self, total: Array, scale: Any) -> Any:
         """Return the integers `total` times the real `scale` (one, or one for each last place)."""
         import numpy as np
 
         factors = np.broadcast_to(np.asarray(scale, np.float64), total.shape[-1:] or (1,))
         result = np.empty(total.shape or (1,), np.int64)
         total = total.astype(np.int64).reshape(result.shape)
-        wide = self.outs[0].dtype == "int16"
+        wide = self.outs[0].dtype == "int16" and self.op.kind in WIDE
         for factor in set(factors.tolist()):
             which = factors == factor
             part = total[..., which]
@@ -147,7 +151,8 @@ def stored(value: Array, tensor: Tensor) -> Array:
     levels = levels + about.zero_point[0]
     if tensor.dtype in LEAST_MOST:
         levels = np.clip(levels, *LEAST_MOST[tensor.dtype])
-    return levels.astype(tensor.dtype)
+    found: Array = levels.astype(tensor.dtype)
+    return found
 
 
 def away(value: Array) -> Array:

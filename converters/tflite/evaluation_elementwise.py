@@ -21,7 +21,7 @@ def _unary(compute: Callable[[Any, Call], Array]) -> Compute:
 
 
 def _numpy(name: str) -> Compute:
-    def compute(call: Call) -> Array:
+    def compute(call: Call) -> Any:
         import numpy as np
 
         return call.given(getattr(np, name)(call.real(0)))
@@ -35,7 +35,7 @@ def _erf(x: Array) -> Array:
     return np.asarray(np.vectorize(math.erf, otypes=[float])(x))
 
 
-def _gelu(x: Any, call: Call) -> Array:
+def _gelu(x: Any, call: Call) -> Any:
     import numpy as np
 
     if call.option("approximate"):
@@ -43,23 +43,24 @@ def _gelu(x: Any, call: Call) -> Array:
     return np.asarray(0.5 * x * (1 + _erf(x / math.sqrt(2))))
 
 
-def _where(x: Any, call: Call, below: Callable[[Any], Any]) -> Array:
+def _where(x: Any, below: Callable[[Any], Any]) -> Array:
     import numpy as np
 
-    return np.where(x >= 0, x, below(np.minimum(x, 0)))
+    found: Array = np.where(x >= 0, x, below(np.minimum(x, 0)))
+    return found
 
 
-def _elu(x: Any, call: Call) -> Array:
+def _elu(x: Any, _call: Call) -> Any:
     import numpy as np
 
-    return _where(x, call, np.expm1)
+    return _where(x, np.expm1)
 
 
-def _leaky(x: Any, call: Call) -> Array:
-    return _where(x, call, lambda low: low * call.option("alpha"))
+def _leaky(x: Any, call: Call) -> Any:
+    return _where(x, lambda low: low * call.option("alpha"))
 
 
-def _leaky_relu(call: Call) -> Array:
+def _leaky_relu(call: Call) -> Any:
     """LEAKY_RELU: integers have one multiplier for each side of zero."""
     import numpy as np
 
@@ -75,14 +76,14 @@ def _leaky_relu(call: Call) -> Array:
     return call.clamped(np.where(x >= 0, above, below))
 
 
-def _hard_swish(x: Any, _call: Call) -> Array:
+def _hard_swish(x: Any, _call: Call) -> Any:
     import numpy as np
 
     return np.asarray(x * np.clip(x + 3, 0, 6) / 6)
 
 
 def _limit(low: float, high: float) -> Compute:
-    def compute(call: Call) -> Array:
+    def compute(call: Call) -> Any:
         import numpy as np
 
         return call.given(np.clip(call.real(0), low, high))
@@ -90,7 +91,7 @@ def _limit(low: float, high: float) -> Compute:
     return compute
 
 
-def _fake(x: Any, call: Call) -> Array:
+def _fake(x: Any, call: Call) -> Any:
     """Between a nudged smallest and largest level, as `fake_quant_ops` has it."""
     import numpy as np
 
@@ -103,7 +104,7 @@ def _fake(x: Any, call: Call) -> Array:
     return np.asarray(np.floor((np.clip(x, bottom, top) - bottom) / scale + 0.5) * scale + bottom)
 
 
-def _sum(call: Call) -> Array:
+def _sum(call: Call) -> Any:
     """ADD and SUB: integers are brought to a common scale with 20 more bits, 15 for int16."""
     import numpy as np
 
@@ -126,7 +127,7 @@ def _sum(call: Call) -> Array:
     return call.clamped(scaled(total, factor, call.once))
 
 
-def _product(call: Call) -> Array:
+def _product(call: Call) -> Any:
     import numpy as np
 
     if not call.quantized():
@@ -147,7 +148,7 @@ def _product(call: Call) -> Array:
 
 
 def _binary(compute: Callable[[Any, Any], Any]) -> Compute:
-    def run(call: Call) -> Array:
+    def run(call: Call) -> Any:
         found = compute(call.real(0), call.real(1))
         return call.given(call.activated(found) if found.dtype.kind == "f" else found)
 
@@ -155,7 +156,7 @@ def _binary(compute: Callable[[Any, Any], Any]) -> Compute:
 
 
 def _numpy_two(name: str) -> Compute:
-    def compute(call: Call) -> Array:
+    def compute(call: Call) -> Any:
         import numpy as np
 
         return call.given(getattr(np, name)(call.real(0), call.real(1)))
@@ -163,7 +164,7 @@ def _numpy_two(name: str) -> Compute:
     return compute
 
 
-def _divided(call: Call) -> Array:
+def _divided(call: Call) -> Any:
     import numpy as np
 
     x, y = call.real(0), call.real(1)
@@ -177,21 +178,21 @@ def _squared_difference(x: Any, y: Any) -> Any:
     return (x - y) * (x - y)
 
 
-def _all(call: Call) -> Array:
+def _all(call: Call) -> Any:
     total = call.real(0)
     for at in range(1, len(call.ins)):
         total = total + call.real(at)
     return call.given(total)
 
 
-def _prelu(call: Call) -> Array:
+def _prelu(call: Call) -> Any:
     import numpy as np
 
     x = call.real(0)
     return call.given(np.where(x >= 0, x, x * call.real(1)))
 
 
-def _select(call: Call) -> Array:
+def _select(call: Call) -> Any:
     import numpy as np
 
     chosen, x = call.stored(0), call.real(1)
@@ -200,14 +201,14 @@ def _select(call: Call) -> Array:
     return call.given(np.where(chosen, x, call.real(2)))
 
 
-def _cast(call: Call) -> Array:
+def _cast(call: Call) -> Any:
     import numpy as np
 
     with np.errstate(invalid="ignore"):
         return call.stored(0).astype(call.outs[0].dtype)
 
 
-def _requantized(call: Call) -> Array:
+def _requantized(call: Call) -> Any:
     x, out = call.tensor(0), call.outs[0]
     if call.op.kind == "QUANTIZE" and call.quantized():
         assert x.quantization is not None
@@ -218,7 +219,7 @@ def _requantized(call: Call) -> Array:
     return call.given(call.real(0))
 
 
-def _softmax(call: Call) -> Array:
+def _softmax(call: Call) -> Any:
     import numpy as np
 
     x = call.real(0)
@@ -228,7 +229,7 @@ def _softmax(call: Call) -> Array:
     return call.given(define.softmax(x * call.option("beta")))
 
 
-def _unit_length(call: Call) -> Array:
+def _unit_length(call: Call) -> Any:
     import numpy as np
 
     x = call.real(0)
@@ -236,7 +237,7 @@ def _unit_length(call: Call) -> Array:
     return call.given(call.activated(x / np.maximum(length, 1e-6)))
 
 
-def _neighbours(call: Call) -> Array:
+def _neighbours(call: Call) -> Any:
     import numpy as np
 
     x = call.real(0)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 
-def _act(call: Call, value: Array) -> Array:
+def _act(call: Call, value: Array) -> Any:
     import numpy as np
 
     kind = call.option("activation")
@@ -46,7 +46,7 @@ class _Cell:
             x = levels(self.call, x, (1,), bool(self.call.option("asymmetric")))
         return x @ self.call.real(at).T
 
-    def _gate(self, gate: int, x: Array, h: Array, cell: Array | None) -> Array:
+    def _gate(self, gate: int, x: Array, h: Array, cell: Array | None) -> Any:
         """Gates by number: input, forget, cell, output."""
         import numpy as np
 
@@ -82,13 +82,13 @@ class _Cell:
             h = np.clip(h, -limit, limit) if limit > 0 else h
         return h, c
 
-    def run(self, steps: Array, h: int, c: int, *, reverse: bool = False) -> Array:
+    def run(self, steps: Array, h: int, c: int, *, reverse: bool = False) -> Any:
         """Return the outputs over time."""
         state = tuple(_begin(self.call, at, steps.shape[1]) for at in (h, c))
         return define.recurrent(steps, state, self.step, reverse=reverse)[0]
 
 
-def _begin(call: Call, at: int, batch: int) -> Array:
+def _begin(call: Call, at: int, batch: int) -> Any:
     import numpy as np
 
     if call.tensor(at).variable or not call.has(at):
@@ -96,20 +96,20 @@ def _begin(call: Call, at: int, batch: int) -> Array:
     return call.real(at)
 
 
-def _steps(call: Call) -> Array:
+def _steps(call: Call) -> Any:
     import numpy as np
 
     x = call.real(0)
     return x if call.option("time_major") else np.swapaxes(x, 0, 1)
 
 
-def _shown(call: Call, value: Array, at: int = 0) -> Array:
+def _shown(call: Call, value: Array, at: int = 0) -> Any:
     import numpy as np
 
     return call.given(value if call.option("time_major") else np.swapaxes(value, 0, 1), at)
 
 
-def _lstm(call: Call) -> Array:
+def _lstm(call: Call) -> Any:
     cell = _Cell(call, 1, 20)
     return _shown(call, cell.run(_steps(call), 18, 19))
 
@@ -129,7 +129,7 @@ def _two_lstms(call: Call) -> list[Array]:
     return _both(call, forward, backward)
 
 
-def _plain(call: Call, start: int, steps: Array, *, reverse: bool = False) -> Array:
+def _plain(call: Call, start: int, steps: Array, *, reverse: bool = False) -> Any:
     w, r, b = (call.real(start + at) for at in range(3))
 
     def step(x: Array, state: tuple[Array, ...]) -> tuple[Array, ...]:
@@ -139,7 +139,7 @@ def _plain(call: Call, start: int, steps: Array, *, reverse: bool = False) -> Ar
     return define.recurrent(steps, begin, step, reverse=reverse)[0]
 
 
-def _rnn(call: Call) -> Array:
+def _rnn(call: Call) -> Any:
     return _shown(call, _plain(call, 1, _steps(call)))
 
 
@@ -148,7 +148,7 @@ def _two_rnns(call: Call) -> list[Array]:
     return _both(call, _plain(call, 1, steps), _plain(call, 5, steps, reverse=True))
 
 
-def _one_step(call: Call) -> Array:
+def _one_step(call: Call) -> Any:
     x = call.real(0)
     if call.tensor(1).quantized:
         x = levels(call, x, (1,), bool(call.option("asymmetric")))
@@ -158,7 +158,7 @@ def _one_step(call: Call) -> Array:
     return call.given(_act(call, total))
 
 
-def _svdf(call: Call) -> Array:
+def _svdf(call: Call) -> Any:
     """The memory holds zeros but for its newest place, which this step fills."""
     import numpy as np
 

@@ -24,41 +24,41 @@ def _bounded(sizes: Sequence[int]) -> list[int]:
     return list(sizes)
 
 
-def _reshape(call: Call) -> Array:
+def _reshape(call: Call) -> Any:
     if call.has(1):
         target = call.integers(1)
     elif call.op.options.get("new_shape"):
-        target = [one for one in call.option("new_shape")]
+        target = list(call.option("new_shape"))
         target = [] if target == [0] else target
     else:
         target = list(call.outs[0].shape)
     return call.given(call.real(0).reshape(target))
 
 
-def _squeeze(call: Call) -> Array:
+def _squeeze(call: Call) -> Any:
     import numpy as np
 
     return call.given(np.squeeze(call.real(0), tuple(call.option("axes")) or None))
 
 
-def _expand(call: Call) -> Array:
+def _expand(call: Call) -> Any:
     import numpy as np
 
     return call.given(np.expand_dims(call.real(0), call.integers(1)[0]))
 
 
-def _transpose(call: Call) -> Array:
+def _transpose(call: Call) -> Any:
     return call.given(call.real(0).transpose(call.integers(1)))
 
 
-def _concatenation(call: Call) -> Array:
+def _concatenation(call: Call) -> Any:
     import numpy as np
 
     whole = np.concatenate([call.real(at) for at in range(len(call.ins))], call.option("axis"))
     return call.given(call.activated(whole) if whole.dtype.kind == "f" else whole)
 
 
-def _pack(call: Call) -> Array:
+def _pack(call: Call) -> Any:
     import numpy as np
 
     return call.given(np.stack([call.real(at) for at in range(len(call.ins))], call.option("axis")))
@@ -84,7 +84,7 @@ def _split(call: Call) -> list[Array]:
     return [call.given(part, at) for at, part in enumerate(parts)]
 
 
-def _pad(call: Call) -> Array:
+def _pad(call: Call) -> Any:
     import numpy as np
 
     amounts = call.stored(1).reshape(-1, 2).tolist()
@@ -96,7 +96,7 @@ def _pad(call: Call) -> Array:
     return call.given(np.pad(call.real(0), amounts, constant_values=value))
 
 
-def _slice(call: Call) -> Array:
+def _slice(call: Call) -> Any:
     places = tuple(
         slice(begin, None if size == -1 else begin + size)
         for begin, size in zip(call.integers(1), call.integers(2), strict=True)
@@ -104,7 +104,7 @@ def _slice(call: Call) -> Array:
     return call.given(call.real(0)[places])
 
 
-def _strided(call: Call) -> Array:
+def _strided(call: Call) -> Any:
     """STRIDED_SLICE as Python's own indexing, which the operator was made for."""
     index: list[Any] = []
     for n, (begin, end, step) in enumerate(
@@ -128,7 +128,7 @@ def _strided(call: Call) -> Array:
     return call.given(call.real(0)[tuple(index)])
 
 
-def _gather(call: Call) -> Array:
+def _gather(call: Call) -> Any:
     import numpy as np
 
     if call.op.kind == "EMBEDDING_LOOKUP":
@@ -136,13 +136,13 @@ def _gather(call: Call) -> Array:
     return call.given(np.take(call.real(0), call.stored(1), axis=call.option("axis")))
 
 
-def _gather_nd(call: Call) -> Array:
+def _gather_nd(call: Call) -> Any:
     import numpy as np
 
     return call.given(call.real(0)[tuple(np.moveaxis(call.stored(1), -1, 0))])
 
 
-def _tile(call: Call) -> Array:
+def _tile(call: Call) -> Any:
     import numpy as np
 
     times = call.integers(1)
@@ -150,21 +150,21 @@ def _tile(call: Call) -> Array:
     return call.given(np.tile(call.real(0), times))
 
 
-def _space_to_depth(call: Call) -> Array:
+def _space_to_depth(call: Call) -> Any:
     x, size = call.real(0), call.option("block")
     n, h, w, c = x.shape
     parts = x.reshape(n, h // size, size, w // size, size, c).transpose(0, 1, 3, 2, 4, 5)
     return call.given(parts.reshape(n, h // size, w // size, size * size * c))
 
 
-def _depth_to_space(call: Call) -> Array:
+def _depth_to_space(call: Call) -> Any:
     x, size = call.real(0), call.option("block")
     n, h, w, c = x.shape
     parts = x.reshape(n, h, w, size, size, c // size**2).transpose(0, 1, 3, 2, 4, 5)
     return call.given(parts.reshape(n, h * size, w * size, c // size**2))
 
 
-def _space_to_batch(call: Call) -> Array:
+def _space_to_batch(call: Call) -> Any:
     """Every `block`-th place makes a picture of its own; those come outermost."""
     import itertools
 
@@ -180,7 +180,7 @@ def _space_to_batch(call: Call) -> Array:
     return call.given(np.concatenate(parts))
 
 
-def _batch_to_space(call: Call) -> Array:
+def _batch_to_space(call: Call) -> Any:
     import itertools
 
     import numpy as np
@@ -198,19 +198,19 @@ def _batch_to_space(call: Call) -> Array:
     return call.given(whole[(slice(None), *kept)])
 
 
-def _broadcast(call: Call) -> Array:
+def _broadcast(call: Call) -> Any:
     import numpy as np
 
     return call.given(np.broadcast_to(call.real(0), _bounded(call.integers(1))).copy())
 
 
-def _reverse(call: Call) -> Array:
+def _reverse(call: Call) -> Any:
     import numpy as np
 
     return call.given(np.flip(call.real(0), call.integers(1)))
 
 
-def _reversed_rows(call: Call) -> Array:
+def _reversed_rows(call: Call) -> Any:
     import numpy as np
 
     time, row = call.option("time_axis"), call.option("batch_axis")
@@ -220,7 +220,7 @@ def _reversed_rows(call: Call) -> Array:
     return call.given(np.moveaxis(x, (0, 1), (row, time)))
 
 
-def _reduced(call: Call) -> Array:
+def _reduced(call: Call) -> Any:
     import numpy as np
 
     names = {
@@ -238,7 +238,7 @@ def _reduced(call: Call) -> Array:
     return call.given(found if x.dtype.kind == "f" else np.asarray(found).astype(x.dtype))
 
 
-def _extreme_at(call: Call) -> Array:
+def _extreme_at(call: Call) -> Any:
     import numpy as np
 
     find = np.argmax if call.op.kind == "ARG_MAX" else np.argmin
@@ -253,7 +253,7 @@ def _largest(call: Call) -> list[Array]:
     return [call.given(np.take_along_axis(x, order, axis=-1)), order.astype(call.outs[1].dtype)]
 
 
-def _one_hot(call: Call) -> Array:
+def _one_hot(call: Call) -> Any:
     import numpy as np
 
     at, (depth,) = call.stored(0), call.integers(1)
@@ -263,7 +263,7 @@ def _one_hot(call: Call) -> Array:
     return call.given(np.where(hot, call.real(2), call.real(3)))
 
 
-def _running_sum(call: Call) -> Array:
+def _running_sum(call: Call) -> Any:
     import numpy as np
 
     x, (axis,) = call.real(0), call.integers(1)
@@ -273,31 +273,31 @@ def _running_sum(call: Call) -> Array:
     return call.given(np.flip(total, axis) if call.option("reverse") else total)
 
 
-def _shape(call: Call) -> Array:
+def _shape(call: Call) -> Any:
     import numpy as np
 
     return np.asarray(call.stored(0).shape, call.outs[0].dtype)
 
 
-def _rank(call: Call) -> Array:
+def _rank(call: Call) -> Any:
     import numpy as np
 
     return np.asarray(call.stored(0).ndim, call.outs[0].dtype)
 
 
-def _zeros(call: Call) -> Array:
+def _zeros(call: Call) -> Any:
     import numpy as np
 
     return np.zeros(call.stored(0).shape, call.outs[0].dtype)
 
 
-def _filled(call: Call) -> Array:
+def _filled(call: Call) -> Any:
     import numpy as np
 
     return np.full(_bounded(call.integers(0)), call.stored(1).reshape(-1)[0])
 
 
-def _scattered(call: Call) -> Array:
+def _scattered(call: Call) -> Any:
     import numpy as np
 
     places, updates = call.stored(0), call.real(1)
@@ -306,7 +306,7 @@ def _scattered(call: Call) -> Array:
     return call.given(whole)
 
 
-def _sparse(call: Call) -> Array:
+def _sparse(call: Call) -> Any:
     import numpy as np
 
     size = _bounded(call.integers(1))
@@ -315,7 +315,7 @@ def _sparse(call: Call) -> Array:
     return call.given(whole)
 
 
-def _range(call: Call) -> Array:
+def _range(call: Call) -> Any:
     import numpy as np
 
     start, end, step = (call.stored(at).reshape(-1)[0] for at in range(3))
@@ -324,13 +324,13 @@ def _range(call: Call) -> Array:
     return np.arange(start, end, step, dtype=call.outs[0].dtype)
 
 
-def _where(call: Call) -> Array:
+def _where(call: Call) -> Any:
     import numpy as np
 
     return np.argwhere(call.stored(0)).astype(call.outs[0].dtype)
 
 
-def _diagonal(call: Call) -> Array:
+def _diagonal(call: Call) -> Any:
     import numpy as np
 
     x = call.real(0)

@@ -37,7 +37,7 @@ def pads_of(call: Call, sizes: Sequence[int], kernel: Sequence[int]) -> list[tup
     return found
 
 
-def levels(call: Call, x: Array, axes: tuple[int, ...], asymmetric: bool) -> Array:
+def levels(call: Call, x: Array, axes: tuple[int, ...], asymmetric: bool) -> Any:
     """Return float activations rounded to int8 and back, one scale for each place off `axes`.
 
     Where the call is shaken, their last digits are: other kernels sum in another order.
@@ -69,7 +69,7 @@ def hybrid(call: Call, x: int, weight: int) -> bool:
     return not call.tensor(x).quantized and call.tensor(weight).quantized
 
 
-def centred(call: Call, at: int) -> Array:
+def centred(call: Call, at: int) -> Any:
     """Return stored integers less their zero point, as float64, in which their sums are exact."""
     import numpy as np
 
@@ -95,7 +95,7 @@ def scales(call: Call, x: int, weight: int) -> Any:
     return parts[0].scale.astype(np.float64)[0] * parts[1].scale.astype(np.float64) / out.scale[0]
 
 
-def _finished(call: Call, total: Array, x: int, weight: int, bias: int) -> Array:
+def _finished(call: Call, total: Array, x: int, weight: int, bias: int) -> Any:
     """Return sums with channels last as the output stores them."""
     if call.tensor(x).quantized:
         if call.has(bias):
@@ -120,7 +120,7 @@ def _strides(call: Call) -> list[int]:
     return [call.option("stride_h"), call.option("stride_w")]
 
 
-def convolution(call: Call) -> Array:
+def convolution(call: Call) -> Any:
     """CONV_2D."""
     import numpy as np
 
@@ -141,7 +141,7 @@ def convolution(call: Call) -> Array:
     return _finished(call, np.moveaxis(total, 1, 3), 0, 1, 2)
 
 
-def depthwise(call: Call) -> Array:
+def depthwise(call: Call) -> Any:
     """DEPTHWISE_CONV_2D: kernel `c * multiplier + m` looks at channel `c`."""
     import numpy as np
 
@@ -157,7 +157,7 @@ def depthwise(call: Call) -> Array:
     return _finished(call, total, 0, 1, 2)
 
 
-def transposed(call: Call) -> Array:
+def transposed(call: Call) -> Any:
     """TRANSPOSE_CONV: the gradient of a convolution of the output that it names."""
     import numpy as np
 
@@ -180,7 +180,7 @@ def transposed(call: Call) -> Array:
     return _finished(call, np.moveaxis(total, 1, 3), 2, 1, 3)
 
 
-def volume(call: Call) -> Array:
+def volume(call: Call) -> Any:
     """CONV_3D."""
     import numpy as np
 
@@ -195,7 +195,7 @@ def volume(call: Call) -> Array:
     return _finished(call, np.moveaxis(total, 1, 4), 0, 1, 2)
 
 
-def pooling(call: Call) -> Array:
+def pooling(call: Call) -> Any:
     """The largest, the mean, or the root of the mean square of what each window covers."""
     import numpy as np
 
@@ -217,7 +217,7 @@ def pooling(call: Call) -> Array:
     return call.clamped(whole - about.zero_point[0])
 
 
-def dense(call: Call) -> Array:
+def dense(call: Call) -> Any:
     """FULLY_CONNECTED."""
     x, w = _operands(call, 0, 1)
     rows = x.reshape(-1, w.shape[1])
@@ -229,7 +229,7 @@ def dense(call: Call) -> Array:
     return found
 
 
-def products(call: Call) -> Array:
+def products(call: Call) -> Any:
     """BATCH_MATMUL."""
     import numpy as np
 
@@ -244,7 +244,7 @@ def products(call: Call) -> Array:
     return call.given(total)
 
 
-def resize(call: Call) -> Array:
+def resize(call: Call) -> Any:
     """RESIZE_BILINEAR and RESIZE_NEAREST_NEIGHBOR: where each new place lies among the old ones."""
     import numpy as np
 

@@ -14,7 +14,8 @@ from deploykit._plugins.converters.tflite.emitting import Emitter, Value
 
 def is_hybrid(x: Value, weight: Value) -> bool:
     """Whether float activations meet quantised weights."""
-    return x.tensor.dtype == "float32" and weight.tensor.quantized
+    found: bool = x.tensor.dtype == "float32" and weight.tensor.quantized
+    return found
 
 
 def rounded(m: Emitter, x: str, axes: Sequence[int], *, asymmetric: bool) -> str:
@@ -25,7 +26,8 @@ def rounded(m: Emitter, x: str, axes: Sequence[int], *, asymmetric: bool) -> str
 def _away(m: Emitter, x: str) -> str:
     """Round halves away from zero, as C does; ONNX's Round goes to even."""
     up = m.add("Floor", m.add("Add", m.add("Abs", x), m.number(0.5)))
-    return m.add("Mul", m.add("Sign", x), up)
+    found: str = m.add("Mul", m.add("Sign", x), up)
+    return found
 
 
 def _symmetric(m: Emitter, x: str, axes: Sequence[int]) -> str:
@@ -35,16 +37,19 @@ def _symmetric(m: Emitter, x: str, axes: Sequence[int]) -> str:
     inverse = m.add("Div", m.number(127.0), reach)
     scale = m.add("Div", reach, m.number(127.0))
     levels = _away(m, m.add("Mul", x, inverse))
-    return m.add("Mul", m.add("Clip", levels, m.number(-127.0), m.number(127.0)), scale)
+    found: str = m.add("Mul", m.add("Clip", levels, m.number(-127.0), m.number(127.0)), scale)
+    return found
 
 
 def _asymmetric(m: Emitter, x: str, axes: Sequence[int]) -> str:
     def wide(value: float) -> str:
-        return m.number(value, "float64")
+        found: str = m.number(value, "float64")
+        return found
 
     def extreme(kind: str, limit: str) -> str:
         found = m.add(kind, x, axes=list(axes), keepdims=1)
-        return m.add(limit, m.add("Cast", found, to=11), wide(0.0))
+        result: str = m.add(limit, m.add("Cast", found, to=11), wide(0.0))
+        return result
 
     low, high = extreme("ReduceMin", "Min"), extreme("ReduceMax", "Max")
     span = m.add("Sub", high, low)
@@ -65,4 +70,5 @@ def _asymmetric(m: Emitter, x: str, axes: Sequence[int]) -> str:
     zero, scale = m.add("Cast", zero, to=1), m.add("Cast", scale, to=1)
     levels = m.add("Add", m.add("Mul", x, m.add("Div", m.number(1.0), scale)), zero)
     limited = m.add("Clip", _away(m, levels), m.number(-128.0), m.number(127.0))
-    return m.add("Mul", m.add("Sub", limited, zero), scale)
+    result: str = m.add("Mul", m.add("Sub", limited, zero), scale)
+    return result

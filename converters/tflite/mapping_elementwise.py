@@ -53,8 +53,10 @@ COMPARE = {
 def plain(m: Emitter, value: Value, *, first: bool = False) -> str:
     """Return the numbers of `value`: real ones where it stands for them."""
     if value.is_float:
-        return m.real(value, first=first)
-    return m.stored_first(value) if first else m.stored(value)
+        found: str = m.real(value, first=first)
+        return found
+    found: str = m.stored_first(value) if first else m.stored(value)
+    return found
 
 
 def joint(ins: Sequence[Value]) -> tuple[int, ...]:
@@ -64,7 +66,7 @@ def joint(ins: Sequence[Value]) -> tuple[int, ...]:
     return tuple(np.broadcast_shapes(*(one.shape for one in ins)))
 
 
-def _each(compute: Callable[[Emitter, Operator, str], str]) -> Emit:
+def _each(compute: Callable[[Emitter, Operator, str], Any]) -> Emit:
     """Let `compute` work in whichever layout the value is in."""
 
     def emit(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
@@ -78,21 +80,25 @@ def _each(compute: Callable[[Emitter, Operator, str], str]) -> Emit:
 
 def _clamp(low: float, high: float) -> Callable[[Emitter, Operator, str], str]:
     def compute(m: Emitter, _op: Operator, x: str) -> str:
-        return m.add("Clip", x, m.number(low), m.number(high))
+        found: str = m.add("Clip", x, m.number(low), m.number(high))
+        return found
 
     return compute
 
 
 def _rsqrt(m: Emitter, _op: Operator, x: str) -> str:
-    return m.add("Reciprocal", m.add("Sqrt", x))
+    found: str = m.add("Reciprocal", m.add("Sqrt", x))
+    return found
 
 
 def _square(m: Emitter, _op: Operator, x: str) -> str:
-    return m.add("Mul", x, x)
+    found: str = m.add("Mul", x, x)
+    return found
 
 
 def _leaky(m: Emitter, op: Operator, x: str) -> str:
-    return m.add("LeakyRelu", x, alpha=op.options["alpha"])
+    found: str = m.add("LeakyRelu", x, alpha=op.options["alpha"])
+    return found
 
 
 def _gelu(m: Emitter, op: Operator, x: str) -> str:
@@ -102,7 +108,8 @@ def _gelu(m: Emitter, op: Operator, x: str) -> str:
         bent = m.add("Tanh", m.add("Mul", inner, m.number(math.sqrt(2 / math.pi))))
     else:
         bent = m.add("Erf", m.add("Mul", x, m.number(math.sqrt(0.5))))
-    return m.add("Mul", m.add("Mul", x, m.number(0.5)), m.add("Add", bent, m.number(1.0)))
+    found: str = m.add("Mul", m.add("Mul", x, m.number(0.5)), m.add("Add", bent, m.number(1.0)))
+    return found
 
 
 def _fake_quantised(m: Emitter, op: Operator, x: str) -> str:
@@ -118,7 +125,8 @@ def _fake_quantised(m: Emitter, op: Operator, x: str) -> str:
     limited = m.add("Clip", x, m.number(down), m.number(up))
     steps = m.add("Div", m.add("Sub", limited, m.number(down)), m.number(scale))
     whole = m.add("Floor", m.add("Add", steps, m.number(0.5)))
-    return m.add("Add", m.add("Mul", whole, m.number(scale)), m.number(down))
+    found: str = m.add("Add", m.add("Mul", whole, m.number(scale)), m.number(down))
+    return found
 
 
 def _unary(kind: str) -> Emit:
@@ -144,7 +152,7 @@ def _operands(m: Emitter, ins: list[Any]) -> tuple[list[str], bool]:
     return names, True
 
 
-def _binary(compute: Callable[[Emitter, Operator, list[str]], str]) -> Emit:
+def _binary(compute: Callable[[Emitter, Operator, list[str]], Any]) -> Emit:
     def emit(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
         shape = joint(ins)
         batch = m.together(ins, len(shape))
@@ -165,15 +173,17 @@ def _division(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> l
 
 
 def _not_equal(m: Emitter, _op: Operator, names: list[str]) -> str:
-    return m.add("Not", m.add("Equal", *names))
+    found: str = m.add("Not", m.add("Equal", *names))
+    return found
 
 
 def _squared_difference(m: Emitter, _op: Operator, names: list[str]) -> str:
     difference = m.add("Sub", *names)
-    return m.add("Mul", difference, difference)
+    found: str = m.add("Mul", difference, difference)
+    return found
 
 
-def _floor_division(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
+def _floor_division(m: Emitter, _op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
     shape = joint(ins)
     batch = m.together(ins, len(shape))
     names, first = _operands(m, ins)
@@ -186,7 +196,7 @@ def _floor_division(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]
     return [m.made(outs[0], name, batch=batch, shape=shape, first=first)]
 
 
-def _floor_modulus(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
+def _floor_modulus(m: Emitter, _op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
     shape = joint(ins)
     batch = m.together(ins, len(shape))
     names, first = _operands(m, ins)
@@ -198,14 +208,14 @@ def _floor_modulus(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor])
     return [m.made(outs[0], name, batch=batch, shape=shape, first=first)]
 
 
-def _sum_of_all(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
+def _sum_of_all(m: Emitter, _op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
     shape = joint(ins)
     batch = m.together(ins, len(shape))
     names, first = _operands(m, ins)
     return [m.made(outs[0], m.add("Sum", *names), batch=batch, shape=shape, first=first)]
 
 
-def _prelu(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
+def _prelu(m: Emitter, _op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
     shape = joint(ins)
     batch = m.together(ins, len(shape))
     (x, slope), first = _operands(m, ins)
@@ -227,7 +237,7 @@ def _select(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> lis
     return [m.made(outs[0], name, batch=batch, shape=shape)]
 
 
-def _cast(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
+def _cast(m: Emitter, _op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
     import numpy as np
     from onnx import helper
 
@@ -242,7 +252,7 @@ def _cast(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[
     return [value]
 
 
-def _requantized(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
+def _requantized(m: Emitter, _op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
     """QUANTIZE, DEQUANTIZE, and what only renames: the real numbers stay."""
     (x,) = ins
     first = x.has_first

@@ -27,7 +27,13 @@ def _float_only(m: Emitter, ins: list[Any]) -> None:
 
 def _weight(m: Emitter, value: Value) -> str:
     """Return a matrix [out, in] turned for a product from the left."""
-    return m.add("Transpose", m.real(value), perm=[1, 0])
+    if value.constant is not None and not value.tensor.quantized:
+        found: str = m.build.constant(
+            value.constant.T.astype("float32"), f"{value.tensor.name}/turned"
+        )
+        return found
+    found: str = m.add("Transpose", m.real(value), perm=[1, 0])
+    return found
 
 
 class _Body:
@@ -102,7 +108,8 @@ def _lstm(
             if scale:
                 total = _normalised(step, total, scale)
             bias = vectors.get(f"{name}/bias")
-            return step.add("Add", total, bias) if bias else total
+            found: str = step.add("Add", total, bias) if bias else total
+            return found
 
         act = ACTIVATION[op.options["activation"]]
         forget = step.add("Sigmoid", gate("forget", c))
@@ -141,13 +148,15 @@ def _lstm(
         scan_input_directions=[int(reverse)],
         scan_output_directions=[int(reverse)],
     )
-    return results[2]
+    found: str = results[2]
+    return found
 
 
 def _clipped(m: Emitter, x: str, limit: float) -> str:
     if limit <= 0:
         return x
-    return m.add("Clip", x, m.number(-limit), m.number(limit))
+    found: str = m.add("Clip", x, m.number(-limit), m.number(limit))
+    return found
 
 
 def _normalised(m: Emitter, x: str, scale: str) -> str:
@@ -157,14 +166,16 @@ def _normalised(m: Emitter, x: str, scale: str) -> str:
     variance = m.add("ReduceMean", m.add("Mul", centred, centred), axes=[1], keepdims=1)
     flat = m.add("Equal", variance, m.number(0.0))
     spread = m.add("Sqrt", m.add("Where", flat, m.number(1e-8), variance))
-    return m.add("Mul", m.add("Div", centred, spread), scale)
+    found: str = m.add("Mul", m.add("Div", centred, spread), scale)
+    return found
 
 
 def _zero_state(m: Emitter, x: str, units: int) -> str:
     """Return zeros [batch, units] for `x` [time, batch, features]."""
     batch = m.add("Slice", m.add("Shape", x), m.sizes([1]), m.sizes([2]))
     size = m.add("Concat", batch, m.sizes([units]), axis=0)
-    return m.add("Expand", m.number(0.0), size)
+    found: str = m.add("Expand", m.number(0.0), size)
+    return found
 
 
 def _over_time(m: Emitter, op: Operator, x: Value) -> tuple[str, int, int | None]:
@@ -187,7 +198,8 @@ def _state(m: Emitter, value: Value, data: str) -> str:
     """Return a state: zeros where it is a variable, else what the graph gives."""
     if value.tensor.variable or (value.constant is not None and not value.constant.any()):
         return _zero_state(m, data, value.shape[-1])
-    return m.real(value)
+    found: str = m.real(value)
+    return found
 
 
 def sequence_lstm(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
@@ -268,7 +280,8 @@ def _rnn(m: Emitter, op: Operator, x: str, parts: list[Any], state: str, *, reve
         hidden_size=w.shape[0],
         direction="reverse" if reverse else "forward",
     )
-    return m.add("Squeeze", y, m.sizes([1]))
+    found: str = m.add("Squeeze", y, m.sizes([1]))
+    return found
 
 
 def sequence_rnn(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:

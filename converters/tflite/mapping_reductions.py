@@ -62,7 +62,7 @@ def _whole_number(m: Emitter, name: str, tensor: Tensor) -> str:
     return name if tensor.dtype == "int64" else m.add("Cast", name, to=6)
 
 
-def _largest(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
+def _largest(m: Emitter, _op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
     x = ins[0]
     count = known(m, ins[1], "how many it takes")
     batch = m.apart(x, [-1])
@@ -108,7 +108,7 @@ def _running_sum(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -
     return [m.made(outs[0], name, batch=m.apart(x, axis), shape=x.shape)]
 
 
-def _shape(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
+def _shape(_m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
     """SHAPE and RANK: known for a batch of one, and for one of two."""
     import numpy as np
 
@@ -125,7 +125,7 @@ def _held(tensor: Tensor, content: Any, doubled: Any) -> Value:
     return Value(tensor=tensor, shape=content.shape, constant=content, doubled=doubled)
 
 
-def _zeros_like(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
+def _zeros_like(m: Emitter, _op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
     import numpy as np
 
     (x,) = ins
@@ -137,14 +137,14 @@ def _zeros_like(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) ->
     return [Value(tensor=outs[0], shape=x.shape, batch=x.batch, stored=name)]
 
 
-def _filled(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
+def _filled(m: Emitter, _op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
     size, value = ins
     target = known(m, size, "the shape")
     name = m.add("Expand", m.stored(value), m.sizes(target))
     return [Value(tensor=outs[0], shape=tuple(target), stored=name)]
 
 
-def _scattered(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
+def _scattered(m: Emitter, _op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
     """SCATTER_ND: updates at the same place add up."""
     at, updates, size = ins
     if at.batch is not None or updates.batch is not None:
@@ -157,7 +157,7 @@ def _scattered(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> 
     return [m.made(outs[0], name, batch=None, shape=target)]
 
 
-def _sparse(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
+def _sparse(m: Emitter, _op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
     """SPARSE_TO_DENSE(places, size, values, default)."""
     at, size, values, rest = ins
     if at.batch is not None or values.batch is not None:
@@ -173,7 +173,7 @@ def _sparse(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> lis
     return [m.made(outs[0], name, batch=None, shape=target)]
 
 
-def _range(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
+def _range(m: Emitter, _op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
     for one in ins:
         if one.constant is not None:
             known(m, one, "its bounds")
@@ -181,7 +181,7 @@ def _range(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list
     return [m.made(outs[0], name, batch=None, shape=outs[0].shape)]
 
 
-def _where(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
+def _where(m: Emitter, _op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
     if ins[0].batch is not None:
         raise m.fixed("numbers the places of the batch")
     name = m.add("Transpose", m.add("NonZero", m.stored(ins[0])), perm=[1, 0])
@@ -225,7 +225,7 @@ def _suppressed(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) ->
     ]
 
 
-def _matrix_diagonal(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
+def _matrix_diagonal(m: Emitter, _op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
     import numpy as np
 
     (x,) = ins

@@ -57,7 +57,7 @@ def _as_shape(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> l
     return [m.made(outs[0], name, batch=batch, shape=target)]
 
 
-def _transpose(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
+def _transpose(m: Emitter, _op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
     x = ins[0]
     order = [axis % x.rank for axis in known(m, ins[1], "the order")]
     batch = None if x.batch is None else order.index(x.batch)
@@ -166,7 +166,8 @@ def _mirrored(
     m: Emitter, op: Operator, data: str, before: Sequence[int], after: Sequence[int], pads: str
 ) -> str:
     if op.options["mode"] == 0:
-        return m.add("Pad", data, pads, mode="reflect")
+        found: str = m.add("Pad", data, pads, mode="reflect")
+        return found
     # the edge is repeated: ONNX has no such mode before opset 19, so turned slices are joined
     for axis, (low, high) in enumerate(zip(before, after, strict=True)):
         parts = [data]
@@ -190,10 +191,11 @@ def _slice(
     if not axes:
         return data
     more = (m.sizes(steps),) if steps and any(step != 1 for step in steps) else ()
-    return m.add("Slice", data, m.sizes(starts), m.sizes(ends), m.sizes(axes), *more)
+    found: str = m.add("Slice", data, m.sizes(starts), m.sizes(ends), m.sizes(axes), *more)
+    return found
 
 
-def _sliced(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
+def _sliced(m: Emitter, _op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
     """SLICE: begin and size of each axis; -1 reaches to the end."""
     x = ins[0]
     begins, sizes = known(m, ins[1], "where it begins"), [int(n) for n in _content(m, ins[2])]
@@ -305,7 +307,7 @@ def _gather(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> lis
     return [m.made(outs[0], name, batch=batch, shape=shape)]
 
 
-def _gather_nd(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
+def _gather_nd(m: Emitter, _op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
     x, at = ins
     if x.batch is not None or (at.batch is not None and at.batch == at.rank - 1):
         raise m.fixed("gathers from the batch")
@@ -315,7 +317,7 @@ def _gather_nd(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> 
     return [m.made(outs[0], name, batch=at.batch, shape=shape)]
 
 
-def _tile(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
+def _tile(m: Emitter, _op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
     x = ins[0]
     times = known(m, ins[1], "how often it repeats")
     batch = m.apart(x, [at for at, n in enumerate(times) if n != 1])
@@ -340,7 +342,7 @@ def _blocks(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> lis
     return [m.made(outs[0], name, batch=batch, shape=shape, first=True)]
 
 
-def _space_to_batch(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
+def _space_to_batch(m: Emitter, _op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
     """SPACE_TO_BATCH_ND; blocks come outermost, so that the batch is no longer."""
     x = ins[0]
     block, amounts = known(m, ins[1], "the block"), known(m, ins[2], "the padding")
@@ -370,7 +372,7 @@ def _space_to_batch(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]
     return [m.made(outs[0], m.add("Reshape", name, m.sizes(target)), batch=x.batch, shape=shape)]
 
 
-def _batch_to_space(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
+def _batch_to_space(m: Emitter, _op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
     x = ins[0]
     block, crops = known(m, ins[1], "the block"), known(m, ins[2], "the crops")
     count, blocks = len(block), math.prod(known(m, ins[1], "the block"))
@@ -399,7 +401,7 @@ def _batch_to_space(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]
     return [m.made(outs[0], name, batch=x.batch, shape=(own, *cut, *rest))]
 
 
-def _broadcast(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
+def _broadcast(m: Emitter, _op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
     x = ins[0]
     target = known(m, ins[1], "the shape")
     batch = None
@@ -415,7 +417,7 @@ def _broadcast(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> 
     return [m.made(outs[0], name, batch=batch, shape=shape)]
 
 
-def _reverse(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
+def _reverse(m: Emitter, _op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
     x = ins[0]
     axes = [axis % x.rank for axis in known(m, ins[1], "the axes")]
     batch = m.apart(x, axes)

@@ -63,7 +63,8 @@ def _pictures(m: Emitter, x: Value) -> int | None:
         raise m.refuse(f"its input has {x.rank} axes")
     if x.batch not in (None, 0):
         raise m.fixed("has the batch on another axis than the first")
-    return x.batch
+    found: int | None = x.batch
+    return found
 
 
 def weights(
@@ -75,12 +76,14 @@ def weights(
     about, tensor = value.tensor.quantization, value.tensor
     if value.constant is None or tensor.dtype == "int16":
         name = m.add("Transpose", m.real(value), perm=list(order))
-        return name if shape is None else m.add("Reshape", name, m.sizes(shape))
+        found: str = name if shape is None else m.add("Reshape", name, m.sizes(shape))
+        return found
     turned = np.ascontiguousarray(value.constant.transpose(order))
     if shape is not None:
         turned = turned.reshape(shape)
     if not tensor.quantized or about is None:
-        return m.build.constant(turned.astype(np.float32), f"{tensor.name}/turned")
+        found: str = m.build.constant(turned.astype(np.float32), f"{tensor.name}/turned")
+        return found
     stored = m.build.constant(turned, f"{tensor.name}/turned")
     scale, zero, axis = about.scale, about.zero_point.astype(tensor.dtype), None
     if about.per_channel:
@@ -89,13 +92,14 @@ def weights(
             axis = list(turned.shape).index(len(scale))
     else:
         scale, zero = scale[0], zero[0]
-    return m.add(
+    found: str = m.add(
         "DequantizeLinear",
         stored,
         m.build.constant(np.asarray(scale, np.float32)),
         m.build.constant(np.asarray(zero)),
         axis=axis,
     )
+    return found
 
 
 def bias(m: Emitter, ins: Sequence[Value | None], at: int = 2) -> tuple[str, ...]:
@@ -180,10 +184,7 @@ def transposed(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> 
     kernel = list(w.shape[1:3])
     steps = strides(op)
     out = [int(one) for one in size.constant[1:3]]
-    if op.options["padding"] == SAME:
-        pads = edges(op, out, kernel, [1, 1])
-    else:
-        pads = [0, 0, 0, 0]
+    pads = edges(op, out, kernel, [1, 1]) if op.options["padding"] == SAME else [0, 0, 0, 0]
     extra = [
         o - ((n - 1) * s + k - b - a)
         for o, n, s, k, b, a in zip(

@@ -238,7 +238,8 @@ def _content(
             raise FormatError(f"the tensor `{name}` has {len(content)} bytes of {dtype}")
         values = np.frombuffer(content, np.dtype(dtype).newbyteorder("<"))
     if sparsity is not None:
-        return dense(name, values, shape, sparsity)
+        found: Array | None = dense(name, values, shape, sparsity)
+        return found
     if len(values) != count:
         raise FormatError(f"the tensor `{name}` has {len(values)} elements, not {count}")
     return values.reshape(shape)

@@ -77,4 +77,5 @@ def _draw(tensor: Tensor, random: Any, *, smooth: bool) -> Array:
         values = values / max(float(np.abs(values).max(initial=0)), 1e-9) * reach
     else:
         values = random.uniform(-reach, reach, tensor.shape)
-    return np.clip(np.round(values + middle), limits.min, limits.max).astype(tensor.dtype)
+    found: Array = np.clip(np.round(values + middle), limits.min, limits.max).astype(tensor.dtype)
+    return found
