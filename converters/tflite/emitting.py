@@ -8,6 +8,7 @@ turn into integer kernels. Pictures exist in TensorFlow's order (channels last) 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 FIRST, LAST = [0, 3, 1, 2], [0, 2, 3, 1]
 LIMITS = {"int8": (-128, 127), "uint8": (0, 255), "int16": (-32768, 32767)}
 CLAMPS = {"RELU": (0.0, None), "RELU6": (0.0, 6.0), "RELU_N1_TO_1": (-1.0, 1.0)}
+
+
+MOST_ELEMENTS = 1 << 30
+"""Of a tensor between operators; more are a sign of damage."""
 
 
 class FixedBatchError(Exception):
@@ -210,6 +215,8 @@ class Emitter:
 
         `shape` follows from the operator: files are often wrong about it.
         """
+        if math.prod(shape) > MOST_ELEMENTS or min(shape, default=0) < 0:
+            raise ValueError(f"{tensor.name} would be {list(shape)}")
         value = Value(tensor=tensor, shape=tuple(shape), batch=batch)
         if tensor.quantized:
             name = self.quantized(name, tensor)
@@ -269,8 +276,6 @@ class Emitter:
 
     def outermost(self, value: Value, shape: Sequence[int]) -> int | None:
         """Return the batch axis after a reshape to `shape` (as it is for a batch of one)."""
-        import math
-
         if value.batch is None:
             return None
         if math.prod(value.shape[: value.batch]) != 1 or not shape:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from deploykit._plugins.converters.tflite import (
     evaluation_elementwise,
     evaluation_recurrent,
+    evaluation_reductions,
     evaluation_shapes,
     evaluation_windows,
 )
@@ -27,6 +28,7 @@ COMPUTE: dict[str, Compute] = {
     **evaluation_windows.COMPUTE,
     **evaluation_elementwise.COMPUTE,
     **evaluation_shapes.COMPUTE,
+    **evaluation_reductions.COMPUTE,
     **evaluation_recurrent.COMPUTE,
 }
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from deploykit._plugins.converters.tflite import (
     evaluation,
+    mapping_blocks,
     mapping_elementwise,
     mapping_recurrent,
     mapping_reductions,
@@ -41,6 +42,7 @@ EMIT: dict[str, Emit] = {
     "RESIZE_NEAREST_NEIGHBOR": mapping_windows.resize,
     **mapping_elementwise.EMIT,
     **mapping_shapes.EMIT,
+    **mapping_blocks.EMIT,
     **mapping_reductions.EMIT,
     **mapping_recurrent.EMIT,
 }

@@ -54,8 +54,8 @@ def plain(m: Emitter, value: Value, *, first: bool = False) -> str:
     """Return the numbers of `value`: real ones where it stands for them."""
     if value.is_float:
         found: str = m.real(value, first=first)
-        return found
-    found: str = m.stored_first(value) if first else m.stored(value)
+    else:
+        found = m.stored_first(value) if first else m.stored(value)
     return found
 
 

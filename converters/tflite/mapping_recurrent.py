@@ -31,8 +31,8 @@ def _weight(m: Emitter, value: Value) -> str:
         found: str = m.build.constant(
             value.constant.T.astype("float32"), f"{value.tensor.name}/turned"
         )
-        return found
-    found: str = m.add("Transpose", m.real(value), perm=[1, 0])
+    else:
+        found = m.add("Transpose", m.real(value), perm=[1, 0])
     return found
 
 
@@ -138,7 +138,7 @@ def _lstm(
     graph.name = label
     for name in (h, c, x_t):
         graph.input.append(onnx.helper.make_tensor_value_info(name, 1, None))
-    results = m.build.add_many(
+    results: tuple[str, ...] = m.build.add_many(
         "Scan",
         *state,
         x,
@@ -148,8 +148,7 @@ def _lstm(
         scan_input_directions=[int(reverse)],
         scan_output_directions=[int(reverse)],
     )
-    found: str = results[2]
-    return found
+    return results[2]
 
 
 def _clipped(m: Emitter, x: str, limit: float) -> str:

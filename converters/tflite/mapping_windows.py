@@ -67,38 +67,27 @@ def _pictures(m: Emitter, x: Value) -> int | None:
     return found
 
 
-def weights(
-    m: Emitter, value: Value, order: Sequence[int], shape: Sequence[int] | None = None
-) -> str:
-    """Return the real weights with their axes in `order`, then in `shape` where given."""
+def weights(m: Emitter, value: Value, order: Sequence[int]) -> str:
+    """Return the real weights with their axes in `order`."""
     import numpy as np
 
     about, tensor = value.tensor.quantization, value.tensor
+    found: str
     if value.constant is None or tensor.dtype == "int16":
-        name = m.add("Transpose", m.real(value), perm=list(order))
-        found: str = name if shape is None else m.add("Reshape", name, m.sizes(shape))
-        return found
-    turned = np.ascontiguousarray(value.constant.transpose(order))
-    if shape is not None:
-        turned = turned.reshape(shape)
-    if not tensor.quantized or about is None:
-        found: str = m.build.constant(turned.astype(np.float32), f"{tensor.name}/turned")
-        return found
-    stored = m.build.constant(turned, f"{tensor.name}/turned")
-    scale, zero, axis = about.scale, about.zero_point.astype(tensor.dtype), None
-    if about.per_channel:
-        axis = list(order).index(about.axis)
-        if turned.shape[axis] != len(scale):  # after a reshape
-            axis = list(turned.shape).index(len(scale))
+        found = m.add("Transpose", m.real(value), perm=list(order))
+    elif not tensor.quantized or about is None:
+        turned = np.ascontiguousarray(value.constant.transpose(order)).astype(np.float32)
+        found = m.build.constant(turned, f"{tensor.name}/turned")
     else:
-        scale, zero = scale[0], zero[0]
-    found: str = m.add(
-        "DequantizeLinear",
-        stored,
-        m.build.constant(np.asarray(scale, np.float32)),
-        m.build.constant(np.asarray(zero)),
-        axis=axis,
-    )
+        turned = np.ascontiguousarray(value.constant.transpose(order))
+        zero = about.zero_point.astype(tensor.dtype)
+        found = m.add(
+            "DequantizeLinear",
+            m.build.constant(turned, f"{tensor.name}/turned"),
+            m.build.constant(about.scale if about.per_channel else about.scale[0]),
+            m.build.constant(zero if about.per_channel else zero[0]),
+            axis=list(order).index(about.axis) if about.per_channel else None,
+        )
     return found
 
 

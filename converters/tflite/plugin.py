@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 BATCH = "batch"
+_DAMAGE = (ValueError, TypeError, LookupError, ArithmeticError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +76,10 @@ def convert(request: ConvertRequest) -> ConvertResult:
     built = _built(request.source, request.dynamic)
     result = finish(built.build, request, repairs=built.notes)
     phase("measuring how far TensorFlow Lite's own kernels differ")
-    steps, atol = rounding.allowance(built.graph)
+    try:
+        steps, atol = rounding.allowance(built.graph)
+    except _DAMAGE as error:
+        raise _damaged(Path(request.source.location), error) from error
     return dataclasses.replace(result, steps=steps, atol=atol)
 
 
@@ -120,13 +124,15 @@ def _built(source: Source, dynamic: tuple[DynamicAxis, ...]) -> Built:
     model = reading.read(Path(source.location))
     try:
         return _graph(model, source, dynamic)
-    except (ValueError, TypeError, LookupError, ArithmeticError) as error:
-        raise SourceError(
-            f"`{model.path}` is a damaged TensorFlow Lite model: {type(error).__name__}: {error}"[
-                :400
-            ],
-            hint="its operators and tensors do not fit together",
-        ) from error
+    except _DAMAGE as error:
+        raise _damaged(model.path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> SourceError:
+    return SourceError(
+        f"`{path}` is a damaged TensorFlow Lite model: {type(error).__name__}: {error}"[:400],
+        hint="its operators and tensors do not fit together",
+    )
 
 
 def _graph(model: reading.Model, source: Source, dynamic: tuple[DynamicAxis, ...]) -> Built:
