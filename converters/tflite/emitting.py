@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from deploykit._plugins.converters.tflite.reading import Operator, Quantization, Tensor
+from deploykit._plugins.converters.tflite.reading import Operator, Tensor
 
 from deploykit.errors import UnsupportedError
 from deploykit.graph_building import GraphBuilder
@@ -228,6 +228,20 @@ class Emitter:
             value.stored = name
         return value
 
+    def moved(
+        self, value: Value, tensor: Tensor, name: str, *, batch: int | None, shape: Sequence[int]
+    ) -> Value:
+        """Return `name`, which moved what `movable` gave, as the result `tensor`."""
+        if value.tensor.quantized and same_scale(value.tensor, tensor):
+            return Value(tensor=tensor, shape=tuple(shape), batch=batch, stored=name)
+        return self.made(tensor, name, batch=batch, shape=shape)
+
+    def movable(self, value: Value, tensor: Tensor) -> str:
+        """Return what can be moved about: integers where `tensor` has the same scale, else real ones."""
+        if value.is_float and not (value.tensor.quantized and same_scale(value.tensor, tensor)):
+            return self.real(value)
+        return self.stored(value)
+
     def activated(self, name: str, activation: str, tensor: Tensor) -> str:
         """Return `name` after an operator's fused activation; what saturation does is left to it."""
         if activation == "NONE":
@@ -297,8 +311,9 @@ def _equal(a: Array, b: Array) -> bool:
     return a.shape == b.shape and bool(np.array_equal(a, b))
 
 
-def same_scale(a: Quantization | None, b: Quantization | None) -> bool:
-    """Whether two quantisations are one."""
-    if a is None or b is None:
-        return a is b
+def same_scale(one: Tensor, other: Tensor) -> bool:
+    """Whether the same integers of two tensors stand for the same numbers, one scale for all."""
+    a, b = one.quantization, other.quantization
+    if a is None or b is None or one.dtype != other.dtype or a.per_channel:
+        return False
     return _equal(a.scale, b.scale) and _equal(a.zero_point, b.zero_point)

@@ -36,8 +36,8 @@ def _reshape(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> li
         target[target.index(-1)] = math.prod(x.shape) // max(rest, 1)
     if math.prod(target) != math.prod(x.shape):
         raise ValueError(f"{list(x.shape)} into {target}")
-    name, batch = m.reshaped(plain(m, x), x, target)
-    return [m.made(out, name, batch=batch, shape=target)]
+    name, batch = m.reshaped(m.movable(x, out), x, target)
+    return [m.moved(x, out, name, batch=batch, shape=target)]
 
 
 def _as_shape(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
@@ -53,8 +53,8 @@ def _as_shape(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> l
         (axis,) = known(m, ins[1], "the axis")
         at = axis % (x.rank + 1)
         target = [*x.shape[:at], 1, *x.shape[at:]]
-    name, batch = m.reshaped(plain(m, x), x, target)
-    return [m.made(outs[0], name, batch=batch, shape=target)]
+    name, batch = m.reshaped(m.movable(x, outs[0]), x, target)
+    return [m.moved(x, outs[0], name, batch=batch, shape=target)]
 
 
 def _transpose(m: Emitter, _op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
@@ -64,8 +64,8 @@ def _transpose(m: Emitter, _op: Operator, ins: list[Any], outs: list[Tensor]) ->
     shape = [x.shape[axis] for axis in order]
     if order == FIRST and x.has_first:
         return [m.made(outs[0], plain(m, x, first=True), batch=batch, shape=shape)]
-    name = m.add("Transpose", plain(m, x), perm=order)
-    return [m.made(outs[0], name, batch=batch, shape=shape)]
+    name = m.add("Transpose", m.movable(x, outs[0]), perm=order)
+    return [m.moved(x, outs[0], name, batch=batch, shape=shape)]
 
 
 def _concatenation(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:

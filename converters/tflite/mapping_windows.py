@@ -256,12 +256,15 @@ def dense(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[
     units, depth = w.shape
     if not depth or math.prod(x.shape) % depth:
         raise ValueError(f"{x.shape} against weights of {w.shape}")
-    data, batch, shape = m.real(x), x.batch, x.shape
+    data, batch, shape = "", x.batch, x.shape
     if x.rank != 2 or x.shape[-1] != depth:
         keep = op.options["keep_num_dims"] and x.shape[-1] == depth
         shape = x.shape if keep else (math.prod(x.shape) // depth, depth)
-        if not keep:
-            data, batch = m.reshaped(data, x, shape)
+        if not keep:  # the integers are reshaped: what is made real must meet the product
+            whole = x.tensor.quantized
+            data, batch = m.reshaped(m.stored(x) if whole else m.real(x), x, shape)
+            data = m.dequantized(data, x.tensor) if whole else data
+    data = data or m.real(x)
     if batch is not None and batch == len(shape) - 1:
         raise m.fixed("sums along the batch")
     if hybrid.is_hybrid(x, w):
