@@ -125,6 +125,11 @@ def _built(source: Source, dynamic: tuple[DynamicAxis, ...]) -> Built:
     try:
         return _graph(model, source, dynamic)
     except _DAMAGE as error:
+        if any(spec.shape for spec in source.inputs):
+            raise UsageError(
+                f"the model does not fit the sizes {', '.join(map(str, source.inputs))}: {error}",
+                hint="convert it with the sizes that it has",
+            ) from error
         raise _damaged(model.path, error) from error
 
 
@@ -147,8 +152,9 @@ def _graph(model: reading.Model, source: Source, dynamic: tuple[DynamicAxis, ...
             raise UsageError(
                 f"the model has no input `{name}`", hint=f"inputs: {', '.join(names.values())}"
             )
-    wishes = {(_plain(axis.input), axis.axis): axis.name for axis in dynamic}
     specs = {at: _spec(graph.tensors[at], names[at], given.get(names[at])) for at in graph.inputs}
+    graph = _resized(graph, specs)
+    wishes = {(_plain(axis.input), axis.axis): axis.name for axis in dynamic}
     for name, axis in wishes:
         if not any(
             spec.name == name and 0 <= axis < len(spec.shape or ()) for spec in specs.values()
@@ -216,26 +222,35 @@ def _spec(tensor: reading.Tensor, name: str, wish: TensorSpec | None) -> TensorS
             f"the input `{name}` is {tensor.dtype}", hint="cut the model after what takes it in"
         )
     shape: tuple[Dimension, ...] = tensor.shape
-    if wish is not None:
-        if wish.dtype != tensor.dtype:
-            raise UsageError(f"input `{name}` is {tensor.dtype} in the model, not {wish.dtype}")
-        if wish.shape is not None:
-            _check_sizes(tensor, name, wish.shape)
-            shape = tuple(
-                (BATCH if at == 0 else own) if not isinstance(size, int) else size
-                for at, (size, own) in enumerate(zip(wish.shape, tensor.shape, strict=True))
-            )
+    if wish is not None and wish.dtype != tensor.dtype:
+        raise UsageError(f"input `{name}` is {tensor.dtype} in the model, not {wish.dtype}")
+    if wish is not None and wish.shape is not None:
+        if len(wish.shape) != len(tensor.shape):
+            raise UsageError(f"input `{name}` is {list(tensor.shape)} in the model, not {wish}")
+        shape = tuple(BATCH if at == 0 and not _fixed(n) else n for at, n in enumerate(wish.shape))
+    elif any(size < 0 for size in tensor.signature[1:]):
+        sizes = ",".join("?" if size < 0 else str(size) for size in tensor.signature)
+        raise UsageError(
+            f"the model leaves sizes of the input `{name}` open: [{sizes}]",
+            hint=f"say them: `--input '{name}:{tensor.dtype}[SIZES]'`; only the batch can stay open",
+        )
+    open_axes = [at for at, size in enumerate(shape) if at and not _fixed(size)]
+    if open_axes:
+        raise UsageError(
+            f"axis {open_axes[0]} of the input `{name}` needs a size",
+            hint="only the batch can stay open",
+        )
     return TensorSpec(name=name, dtype=tensor.dtype, shape=shape)
 
 
-def _check_sizes(tensor: reading.Tensor, name: str, wish: tuple[Dimension, ...]) -> None:
-    own = list(tensor.shape)
-    fits = len(wish) == len(own) and all(
-        at == 0 or not isinstance(size, int) or size == n
-        for at, (size, n) in enumerate(zip(wish, own, strict=True))
-    )
-    if not fits or (wish and isinstance(wish[0], int) and wish[0] not in (1, own[0])):
-        raise UsageError(
-            f"input `{name}` is {own} in the model, not {list(wish)}",
-            hint="a TensorFlow Lite model fixes its sizes; only the batch may be left open (`?`)",
-        )
+def _fixed(size: Dimension) -> bool:
+    return isinstance(size, int)
+
+
+def _resized(graph: reading.Graph, specs: Mapping[int, TensorSpec]) -> reading.Graph:
+    """Return the graph with its inputs as large as asked for, a batch of one where that is open."""
+    tensors = list(graph.tensors)
+    for at, spec in specs.items():
+        sizes = tuple(size if isinstance(size, int) else 1 for size in spec.shape or ())
+        tensors[at] = dataclasses.replace(tensors[at], shape=sizes)
+    return dataclasses.replace(graph, tensors=tuple(tensors))
