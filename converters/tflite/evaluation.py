@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from deploykit._plugins.converters.tflite import (
+    evaluation_detection,
     evaluation_elementwise,
     evaluation_recurrent,
     evaluation_reductions,
@@ -30,6 +31,7 @@ COMPUTE: dict[str, Compute] = {
     **evaluation_shapes.COMPUTE,
     **evaluation_reductions.COMPUTE,
     **evaluation_recurrent.COMPUTE,
+    **evaluation_detection.COMPUTE,
 }
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from deploykit._plugins.converters.tflite import (
     evaluation,
     mapping_blocks,
+    mapping_detection,
     mapping_elementwise,
     mapping_recurrent,
     mapping_reductions,
@@ -45,6 +46,7 @@ EMIT: dict[str, Emit] = {
     **mapping_blocks.EMIT,
     **mapping_reductions.EMIT,
     **mapping_recurrent.EMIT,
+    **mapping_detection.EMIT,
 }
 SMALL = 1 << 16
 """Elements of a constant that is computed while converting; larger ones are left to the graph."""
