@@ -76,6 +76,7 @@ class Emitter:
     def __init__(self, build: GraphBuilder) -> None:
         self.build = build
         self.op: Operator | None = None
+        self.notes: dict[str, None] = {}
 
     def add(self, kind: str, *inputs: str, **attributes: Any) -> str:
         """Append a node with one output."""
@@ -102,6 +103,13 @@ class Emitter:
         """Return the error that says why the batch cannot grow."""
         kind, label = (self.op.kind, self.op.label) if self.op else ("graph", "")
         return FixedBatchError(f"{kind} (makes `{label}`) {why}")
+
+    def forgets(self) -> None:
+        """Note that the operator's state is zero at every run."""
+        self.notes[
+            "every run begins with a state of zeros, as the first one does; TensorFlow Lite keeps the "
+            f"state of {self.op.kind if self.op else 'such operators'} between runs"
+        ] = None
 
     # ---- forms of a value
 

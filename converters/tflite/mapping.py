@@ -54,10 +54,11 @@ SMALL = 1 << 16
 
 @dataclass(frozen=True, kw_only=True)
 class Mapped:
-    """The outputs' specs, and the axis of each that grows with the batch."""
+    """The outputs' specs, the axis of each that grows with the batch, and what the user must know."""
 
     outputs: tuple[TensorSpec, ...]
     batches: tuple[int | None, ...]
+    notes: tuple[str, ...]
 
 
 def emit(
@@ -101,7 +102,7 @@ def emit(
         build.output(name, m.stored(value), value.tensor.dtype)
         specs.append(TensorSpec(name=name, dtype=value.tensor.dtype, shape=tuple(shape)))
         batches.append(value.batch)
-    return Mapped(outputs=tuple(specs), batches=tuple(batches))
+    return Mapped(outputs=tuple(specs), batches=tuple(batches), notes=tuple(m.notes))
 
 
 def refuse(graph: Graph) -> None:

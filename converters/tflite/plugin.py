@@ -198,7 +198,7 @@ def _graph(model: reading.Model, source: Source, dynamic: tuple[DynamicAxis, ...
             signature=Signature(inputs=tuple(inputs.values()), outputs=mapped.outputs),
             batched=batched,
             batches=mapped.batches,
-            notes=notes,
+            notes=(*notes, *mapped.notes),
         )
     raise ValueError(notes[0])
 
