@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from deploykit import __version__, environments
 from deploykit.agreement import agree, worst_by_output
 from deploykit.bundle import Manifest, check_files, read_manifest, write_bundle
-from deploykit.conversion import Conversion, announced
+from deploykit.conversion import Conversion, announced, widened
 from deploykit.errors import BundleError, DeploykitError, OutputError, UsageError
 from deploykit.events import Event
 from deploykit.options import Checks, Conditions, SourceOptions
@@ -167,7 +167,9 @@ class _Building:
         self.build = build
         self.conditions = prepared.model.conditions
         self.label = f"{plugin.name}:{device} {build.precision}"
-        self.tolerance: Tolerance = prepared.checks.tolerance or default_tolerance(build.precision)
+        self.tolerance: Tolerance = prepared.checks.tolerance or widened(
+            default_tolerance(build.precision), prepared.conversion
+        )
         self.python = environments.interpreter(
             plugin, install=self.conditions.install, listen=self.conditions.listen
         )

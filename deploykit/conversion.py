@@ -17,7 +17,7 @@ from deploykit.agreement import Case, agree, reference_pairs, worst_by_output
 from deploykit.errors import DeploykitError, OutputError
 from deploykit.events import Event
 from deploykit.options import Checks, Conditions, SourceOptions
-from deploykit.parity import SMALLEST_SCALE, OutputParity, default_tolerance
+from deploykit.parity import SMALLEST_SCALE, OutputParity, Tolerance, default_tolerance
 from deploykit.protocol import ConvertResult, Signature, to_json
 from deploykit.runs import resumable
 from deploykit.source_model import SourceModel, hash_files, onnx_model
@@ -31,7 +31,8 @@ class Conversion:
     """A finished conversion.
 
     `parity` has the worst case of each output over `cases` comparisons; it is empty where `verified`
-    is false. `repairs` and `notes` say what was mended and what could not be tried.
+    is false. `repairs` and `notes` say what was mended and what could not be tried. `steps` and
+    `atol` are the converter's own allowance where the source's kernels differ (0: none needed).
     """
 
     source: str
@@ -48,6 +49,8 @@ class Conversion:
     repairs: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
+    steps: int = 0
+    atol: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         """Return the conversion as JSON values."""
@@ -94,6 +97,15 @@ def convert_within(
     step = f"convert {model.name} ({model.plugin.name})"
     with announced(step, model.conditions):
         result = model.convert(output)
+    if result.steps or result.atol:
+        allowed = f"{result.steps} steps" if result.steps else f"{result.atol:.1e} of the scale"
+        listen(
+            Event(
+                kind="note",
+                step=step,
+                message=f"the source's own kernels differ by rounding: {allowed} are allowed",
+            )
+        )
     for repair in result.repairs:
         listen(Event(kind="note", step=step, message=f"repaired: {repair}"))
     cases: tuple[Case, ...] = ()
@@ -122,6 +134,8 @@ def convert_within(
             repairs=result.repairs,
             notes=notes,
             versions=result.versions,
+            steps=result.steps,
+            atol=result.atol,
         ),
         pairs,
     )
@@ -135,6 +149,11 @@ class _Proof:
     pairs: list[tuple[Case, Pair]]
     cases: tuple[Case, ...]
     notes: tuple[str, ...]
+
+
+def widened(tolerance: Tolerance, result: ConvertResult | Conversion) -> Tolerance:
+    """Return `tolerance` with what the source's own kernels differ by allowed as well."""
+    return dataclasses.replace(tolerance, steps=result.steps, atol=max(tolerance.atol, result.atol))
 
 
 def _little_said(cases: tuple[Case, ...]) -> list[str]:
@@ -163,7 +182,7 @@ def _prove(model: SourceModel, output: Path, result: ConvertResult, checks: Chec
         checks=checks,
         bounds=index_bounds(output),
     )
-    tolerance = checks.tolerance or default_tolerance("fp32")
+    tolerance = checks.tolerance or widened(default_tolerance("fp32"), result)
     what = f"the ONNX model made from {model.name}"
     notes = rejected
     if model.options.tidy and not Path(f"{output}.data").exists():

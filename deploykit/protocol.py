@@ -108,13 +108,16 @@ class ConvertResult:
     """What came out: `signature` as the ONNX file has it, in the source's names and order.
 
     `repairs` says in one line each what was mended before or after the export; `versions` names
-    the packages that did it.
+    the packages that did it. Where the source's own kernels differ, by rounding, so may the ONNX
+    model: integer outputs by `steps`, real ones by `atol` of their scale.
     """
 
     signature: Signature
     opset: int
     repairs: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
+    steps: int = 0
+    atol: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,12 +42,10 @@ def tidy(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
     before = _count(model)
     folded, merged = fold_constants(model), merge_transposes(model)
     parts = ((folded, "constant"), (merged, "transposes merged"))
-    inner = [one for one in graphs(model.graph) if one is not model.graph]
     steps: list[Callable[[Any], Any]] = [common.RemoveUnusedNodesPass()]
     if not any(node.op_type in UNFOLDED[3:] for one in graphs(model.graph) for node in one.node):
         steps.insert(0, common.CommonSubexpressionEliminationPass())
-    if not inner:
-        # in a branch or loop this pass takes away the very node that makes the output
+    if not _bodies_give_copies(model):
         steps.insert(0, common.IdentityEliminationPass())
     ir = onnx_ir.from_proto(model)
     for step in steps:
@@ -73,6 +71,19 @@ def _part_outputs(model: onnx.ModelProto) -> None:
                 inner.node.append(helper.make_node("Identity", [value.name], [own], name=own))
                 value.name = own
             seen.add(value.name)
+
+
+def _bodies_give_copies(model: onnx.ModelProto) -> bool:
+    """Whether a body gives a copy of an outer value, or of one it gives already.
+
+    Without the copy it could not, and the pass that removes copies does not see it.
+    """
+    _, *bodies = graphs(model.graph)
+    return any(
+        node.op_type == "Identity" and node.output[0] in {value.name for value in graph.output}
+        for graph in bodies
+        for node in graph.node
+    )
 
 
 def _count(model: onnx.ModelProto) -> int:

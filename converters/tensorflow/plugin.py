@@ -4,8 +4,8 @@
 #
 # [tool.deploykit]
 # name = "tensorflow"
-# summary = "TensorFlow SavedModel (1 and 2), frozen GraphDef, TensorFlow Lite"
-# formats = ["tensorflow/saved_model", "tensorflow/graph_def", "tensorflow/tflite"]
+# summary = "TensorFlow SavedModel (1 and 2), frozen GraphDef"
+# formats = ["tensorflow/saved_model", "tensorflow/graph_def"]
 # functions = ["inspect", "convert", "reference"]
 #
 # [tool.deploykit.settings]
@@ -39,16 +39,11 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
-TFLITE = "tensorflow/tflite"
-
 
 def inspect(source: Source) -> Signature:
     """Return the names, dtypes and shapes of the model's inputs and outputs."""
-    from deploykit._plugins.converters.tensorflow import graphs, lite
+    from deploykit._plugins.converters.tensorflow import graphs
 
-    if source.format == TFLITE:
-        interpreter: Signature = lite.open_model(source).signature
-        return interpreter
     graph = graphs.open_graph(source)
     graph.session.close()
     signature: Signature = graph.signature()
@@ -60,36 +55,29 @@ def convert(request: ConvertRequest) -> ConvertResult:
 
     Raises UnsupportedError for an operator without ONNX form and for a model that keeps state.
     """
-    from deploykit._plugins.converters.tensorflow import exporting, freezing, graphs, lite
+    from deploykit._plugins.converters.tensorflow import exporting, freezing, graphs
 
-    repairs: tuple[str, ...]
-    if request.source.format == TFLITE:
-        model, repairs = lite.export(request)
-    else:
-        graph = graphs.open_graph(request.source)
-        try:
-            frozen = freezing.freeze(graph, request.dynamic)
-        finally:
-            graph.session.close()
-        model, repairs = exporting.export_graph(frozen, request.opset), frozen.repairs
+    graph = graphs.open_graph(request.source)
+    try:
+        frozen = freezing.freeze(graph, request.dynamic)
+    finally:
+        graph.session.close()
+    model = exporting.export_graph(frozen, request.opset)
     strip_traces(model)
     phase("checking the ONNX model")
     signature = write_model(model, request.output)
     return ConvertResult(
         signature=signature,
         opset=opset_of(model),
-        repairs=repairs,
+        repairs=frozen.repairs,
         versions={name: version(name) for name in ("tensorflow-cpu", "tf2onnx", "onnx")},
     )
 
 
 def reference(request: ReferenceRequest) -> Session:
-    """Return the model in TensorFlow itself, or in the TensorFlow Lite interpreter."""
-    from deploykit._plugins.converters.tensorflow import graphs, lite
+    """Return the model in TensorFlow itself."""
+    from deploykit._plugins.converters.tensorflow import graphs
 
-    if request.source.format == TFLITE:
-        session: Session = lite.LiteSession(lite.open_model(request.source, request.threads))
-        return session
     return GraphSession(graphs.open_graph(request.source, request.threads))
 
 

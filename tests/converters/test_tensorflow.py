@@ -29,7 +29,7 @@ from deploykit.tensor_spec import parse_input
 pytestmark = pytest.mark.environment
 
 MAKE_MODELS = Path(__file__).resolve().parent.parent / "fixtures" / "make_tensorflow_models.py"
-SAVED, GRAPH, LITE = "tensorflow/saved_model", "tensorflow/graph_def", "tensorflow/tflite"
+SAVED, GRAPH = "tensorflow/saved_model", "tensorflow/graph_def"
 
 Array = np.ndarray[Any, Any]
 
@@ -178,37 +178,6 @@ def test_inputs_and_outputs_are_found(worker: Worker, files: Path) -> None:
     assert [spec.name for spec in worker.call("inspect", cut, Signature).inputs] == ["scale", "row"]
 
 
-# ---- TensorFlow Lite
-
-
-def test_a_float_file(worker: Worker, files: Path, tmp_path: Path) -> None:
-    model, output = source(LITE, files / "float.tflite"), tmp_path / "m.onnx"
-    result = convert(worker, model, output)
-    (spec,) = result.signature.inputs
-    assert spec.shape is not None
-    assert spec.shape[1:] == (12, 12, 3)
-    assert_same(worker, model, output, {spec.name: random(1, 12, 12, 3)})
-
-
-def test_an_int8_file_stays_within_two_steps(worker: Worker, files: Path, tmp_path: Path) -> None:
-    model, output = source(LITE, files / "int8.tflite"), tmp_path / "m.onnx"
-    result = convert(worker, model, output)
-    (spec,) = result.signature.inputs
-    assert spec.dtype == result.signature.outputs[0].dtype == "int8"
-    images = np.random.default_rng(0).integers(-128, 128, (1, 12, 12, 3), dtype=np.int8)
-    ((found, wanted),) = pairs(worker, model, output, {spec.name: images}).values()
-    assert np.abs(found.astype(int) - wanted.astype(int)).max() <= 2
-
-
-def test_the_fused_lstm(worker: Worker, files: Path, tmp_path: Path) -> None:
-    model, output = source(LITE, files / "lstm.tflite"), tmp_path / "m.onnx"
-    result = convert(worker, model, output)
-    assert "fused LSTM is written as ONNX LSTM" in result.repairs[0]
-    (spec,) = result.signature.inputs
-    values = assert_same(worker, model, output, {spec.name: random(1, 6, 3)})
-    assert next(iter(values.values())).shape == (1, 6, 5)
-
-
 # ---- what cannot be
 
 
@@ -223,10 +192,8 @@ def test_the_fused_lstm(worker: Worker, files: Path, tmp_path: Path) -> None:
         (SAVED, "two", ("index:int64[1]",), {}, UsageError, "is int32 in the model", ""),
         (GRAPH, "frozen.pb", (), {}, UsageError, "rank of input `scale`", "--input scale"),
         (GRAPH, "frozen.pb", (), {"outputs": "no"}, UsageError, "no tensor `no:0`", "NODE:NUMBER"),
-        (GRAPH, "float.tflite", (), {}, SourceError, "is no GraphDef", ""),
+        (GRAPH, "not_a_graph.pb", (), {}, SourceError, "is no GraphDef", ""),
         (GRAPH, "missing.pb", (), {}, SourceError, "cannot read", ""),
-        (LITE, "frozen.pb", (), {}, SourceError, "TensorFlow Lite cannot read", ""),
-        (LITE, "float.tflite", ("z:float32[1]",), {}, UsageError, "no input `z`", "inputs:"),
     ],
 )
 def test_what_cannot_be_converted_says_why(
@@ -272,16 +239,6 @@ def test_missing_variables(worker: Worker, files: Path, tmp_path: Path) -> None:
         (GRAPH, "tf_frozen/kws_gru_s", (), True, 1e-5),
         (GRAPH, "tf_frozen/t2o_fc_layers", (), False, 5e-5),
         (GRAPH, "tf_frozen/t2o_lstm", ("keep_prob:float32[]",), False, 5e-5),
-        (LITE, "tflite/dtln_1", (), False, 1e-5),
-        # weights are int8: TensorFlow Lite's own kernels differ by as much as this
-        (LITE, "tflite/mlperf_kws_dscnn_float", (), False, 1e-2),
-        (LITE, "tflite/mlperf_vww96_float", (), False, 1e-5),
-        (LITE, "tflite/mnist_lstm_float", (), False, 1e-5),
-        (LITE, "tflite/ultraface_rfb320", (), False, 5e-5),
-        # in steps of 256: its own kernels agree here, and ONNX rounds where they shift
-        (LITE, "tflite/micro_speech_int8", (), False, 3),
-        # in steps of 256: its own kernels differ by 21
-        (LITE, "tflite/mlperf_resnet8_cifar_int8", (), False, 21),
     ],
 )
 def test_shared_models_give_their_golden_outputs(
@@ -303,7 +260,7 @@ def test_shared_models_give_their_golden_outputs(
             "outputs": ",".join(tensors["out"].values()),
         }
     if format != SAVED:
-        (location,) = [path for path in location.iterdir() if path.suffix in (".pb", ".tflite")]
+        (location,) = [path for path in location.iterdir() if path.suffix == ".pb"]
     model = source(format, location, *inputs, **settings)
     convert(worker, model, tmp_path / "m.onnx")
     golden = np.load(shared_models / folder / "golden.npz")
