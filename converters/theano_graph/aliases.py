@@ -1,0 +1,121 @@
+"""The name `theano` for pytensor: code written for Theano imports the successor that is installed.
+
+Packages and functions that were renamed or dropped since Theano 1.0 get their old names here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import sys
+import types
+from collections.abc import Sequence
+from typing import Any
+
+MOVED = {
+    "theano": "pytensor",
+    "theano.gof": "pytensor.graph",
+    "theano.gof.graph": "pytensor.graph.basic",
+    "theano.gof.op": "pytensor.graph.op",
+    "theano.scan_module": "pytensor.scan",
+    "theano.scan_module.scan_op": "pytensor.scan.op",
+    "theano.sandbox.neighbours": "pytensor.tensor.nnet.neighbours",
+    "theano.sandbox.softsign": "pytensor.tensor.nnet.basic",
+    "theano.tensor.signal.downsample": "pytensor.tensor.signal.pool",
+    "theano.tensor.shared_randomstreams": "pytensor.tensor.random.utils",
+    "theano.tensor.elemwise": "pytensor.tensor.elemwise",
+    "theano.tensor.opt": "pytensor.tensor.rewriting",
+    "theano.compile.function_module": "pytensor.compile.function.types",
+}
+"""Modules of Theano under another name in pytensor; all others only change their first part."""
+
+TENSOR_NAMES = {
+    "sgn": "sign",
+    "inv": "reciprocal",
+    "abs_": "abs",
+    "gammaln": "gammaln",
+    "NotScalarConstantError": "NotScalarConstantError",
+    "largest": "largest",
+    "neq": "neq",
+}
+"""Functions of `theano.tensor` that have another name in `pytensor.tensor`."""
+
+
+class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Answers `import theano...` with the module of pytensor."""
+
+    def find_spec(
+        self,
+        fullname: str,
+        path: Sequence[str] | None,
+        target: types.ModuleType | None = None,
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname != "theano" and not fullname.startswith("theano."):
+            return None
+        try:
+            found = importlib.util.find_spec(_renamed(fullname))
+        except ModuleNotFoundError:
+            return None
+        if found is None:
+            return None
+        is_package = found.submodule_search_locations is not None
+        return importlib.machinery.ModuleSpec(fullname, self, is_package=is_package)
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
+        module = importlib.import_module(_renamed(spec.name))
+        # the import system is about to write the alias over the module's own record of itself
+        spec.loader_state = (module.__spec__, module)
+        return module
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        spec = module.__spec__
+        if spec is not None and spec.loader is self:
+            module.__spec__ = spec.loader_state[0]
+
+
+def _renamed(name: str) -> str:
+    """Return pytensor's name of Theano's module `name`."""
+    if name in MOVED:
+        return MOVED[name]
+    head, _, tail = name.rpartition(".")
+    return f"{_renamed(head)}.{tail}"
+
+
+def install() -> None:
+    """Make `import theano` and its modules work. Imports pytensor."""
+    import pytensor
+    import pytensor.tensor as tensor
+    import pytensor.tensor.nnet as nnet
+    from pytensor.tensor.random.utils import RandomStream
+    from pytensor.tensor.signal import pool
+
+    if any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        return
+    # Theano's own package, where a user has it beside the model, would bring a second graph
+    sys.meta_path.insert(0, _Finder())
+    for old, new in TENSOR_NAMES.items():
+        _offer(tensor, old, getattr(tensor, new, None))
+    _offer(tensor, "tanh", tensor.math.tanh)
+    _offer(tensor, "nnet", nnet)
+    for name in ("sigmoid", "softplus", "expit"):
+        _offer(nnet, name, getattr(tensor, name, None) or tensor.math.sigmoid)
+    _offer(pool, "max_pool_2d", pool.pool_2d)
+    _offer(pool, "max_pool_2d_same_size", getattr(pool, "max_pool_2d_same_size", None))
+    from pytensor.tensor.random import utils as random
+
+    _offer(random, "RandomStreams", RandomStream)
+    _offer(pytensor, "gof", pytensor.graph)
+    cuda = types.ModuleType("theano.sandbox.cuda")
+    vars(cuda).update(cuda_available=False, cuda_enabled=False, __path__=[])
+    sys.modules["theano.sandbox.cuda"] = cuda
+    gpu = types.ModuleType("theano.gpuarray")
+    vars(gpu).update(pygpu_activated=False, __path__=[])
+    sys.modules["theano.gpuarray"] = gpu
+
+
+def _offer(module: Any, name: str, value: Any) -> None:
+    """Give `module` the attribute unless it has one of that name."""
+    if value is not None and name not in vars(module):
+        setattr(module, name, value)
