@@ -20,6 +20,7 @@ MOVED = {
     "theano.gof.graph": "pytensor.graph.basic",
     "theano.gof.op": "pytensor.graph.op",
     "theano.scan_module": "pytensor.scan",
+    "theano.tensor.nnet.bn": "pytensor.tensor.nnet.batchnorm",
     "theano.scan_module.scan_op": "pytensor.scan.op",
     "theano.sandbox.neighbours": "pytensor.tensor.nnet.neighbours",
     "theano.sandbox.softsign": "pytensor.tensor.nnet.basic",
@@ -49,8 +50,8 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def find_spec(
         self,
         fullname: str,
-        path: Sequence[str] | None,
-        target: types.ModuleType | None = None,
+        path: Sequence[str] | None,  # noqa: ARG002
+        target: types.ModuleType | None = None,  # noqa: ARG002
     ) -> importlib.machinery.ModuleSpec | None:
         if fullname != "theano" and not fullname.startswith("theano."):
             return None
@@ -88,6 +89,7 @@ def install() -> None:
     import pytensor
     import pytensor.tensor as tensor
     import pytensor.tensor.nnet as nnet
+    from pytensor.tensor.nnet import batchnorm
     from pytensor.tensor.random.utils import RandomStream
     from pytensor.tensor.signal import pool
 
@@ -107,6 +109,13 @@ def install() -> None:
 
     _offer(random, "RandomStreams", RandomStream)
     _offer(pytensor, "gof", pytensor.graph)
+    # the attribute `scan` is the function, which hides the module of that name
+    scan = importlib.import_module("pytensor.scan")
+    _offer(pytensor, "scan_module", scan)
+    _offer(scan, "until", importlib.import_module("pytensor.scan.utils").until)
+    _offer(nnet, "bn", batchnorm)
+    for name in ("batch_normalization_test", "batch_normalization_train"):
+        _offer(nnet, name, getattr(batchnorm, name))
     cuda = types.ModuleType("theano.sandbox.cuda")
     vars(cuda).update(cuda_available=False, cuda_enabled=False, __path__=[])
     sys.modules["theano.sandbox.cuda"] = cuda

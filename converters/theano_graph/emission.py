@@ -40,7 +40,7 @@ class Emission:
 
     def values(self, variables: Sequence[Any]) -> list[str]:
         """Return the ONNX names of `variables`."""
-        waiting = [one for one in reversed(variables)]
+        waiting = list(reversed(variables))
         while waiting:
             variable = waiting[-1]
             if variable in self.names:

@@ -58,14 +58,14 @@ def scan(emission: Emission, node: Any) -> list[str]:
             initial.append(
                 build.add("Gather", state.buffer, build.constant(at, dtype="int64"), axis=0)
             )
-            declared.append(_declared(name, state.dtype))
+            declared.append(_declared(name, state.dtype, state.axes))
         state.names = names
         for offset, variable in zip(state.offsets, state.inputs, strict=True):
             inside.names[variable] = names[state.depth + offset]
     for name, variable in zip(shared, parts.inner_in_shared, strict=True):
         own = body.fresh("state")
         initial.append(name)
-        declared.append(_declared(own, variable.type.dtype))
+        declared.append(_declared(own, variable.type.dtype, _axes(variable)))
         inside.names[variable] = own
     for name, variable, outer in zip(
         outside, parts.inner_in_non_seqs, parts.outer_in_non_seqs, strict=True
@@ -84,19 +84,18 @@ def scan(emission: Emission, node: Any) -> list[str]:
         else:
             goes_on = body.add("Identity", going)
         results.append(_declared(goes_on, "bool", ()))
-        carried: list[tuple[str, str]] = []
-        for state, new in zip(states, made, strict=True):
-            carried += [(name, state.dtype) for name in [*state.names[1:], new]]
-        carried += [
-            (name, one.type.dtype) for name, one in zip(kept, parts.inner_out_shared, strict=True)
+        carried = [
+            (name, state.made)
+            for state, new in zip(states, made, strict=True)
+            for name in (*state.names[1:], new)
         ]
-        scanned = [(new, state.dtype) for state, new in zip(states, made, strict=True)]
-        scanned += [
-            (name, one.type.dtype) for name, one in zip(found, parts.inner_out_nit_sot, strict=True)
-        ]
+        carried += zip(kept, parts.inner_out_shared, strict=True)
+        scanned = [(new, state.made) for state, new in zip(states, made, strict=True)]
+        scanned += zip(found, parts.inner_out_nit_sot, strict=True)
         # an output of a body must be its own, and each but once
-        for name, dtype in [*carried, *scanned]:
-            results.append(_declared(body.add("Identity", name), dtype))
+        for name, variable in [*carried, *scanned]:
+            own = body.add("Identity", name)
+            results.append(_declared(own, variable.type.dtype, _axes(variable)))
     rounds = build.add("Reshape", emission.as_type(parts.n_steps, "int64"), _nothing(build))
     outputs = build.add_many(
         "Loop",
@@ -133,6 +132,7 @@ class _State:
         self.inputs = list(inputs)
         self.made = made
         self.dtype = str(made.type.dtype)
+        self.axes = _axes(made)
         self.names: list[str] = []
 
 
@@ -149,7 +149,8 @@ def if_else(emission: Emission, node: Any) -> list[str]:
         with body.layer(title):
             for variable, output in zip(variables, node.outputs, strict=True):
                 name = emission.as_type(variable, output.type.dtype)
-                results.append(_declared(body.add("Identity", name), output.type.dtype))
+                own = body.add("Identity", name)
+                results.append(_declared(own, output.type.dtype, _axes(output)))
         bodies.append(body.graph([], results))
     return list(
         build.add_many("If", flag, count=count, then_branch=bodies[0], else_branch=bodies[1])
@@ -171,7 +172,12 @@ def _nothing(build: Any) -> str:
     return empty
 
 
-def _declared(name: str, dtype: str, shape: Sequence[int] | None = None) -> onnx.ValueInfoProto:
+def _axes(variable: Any) -> list[None]:
+    """Return the shape of a value of which only the number of axes is known."""
+    return [None] * int(variable.type.ndim)
+
+
+def _declared(name: str, dtype: str, shape: Sequence[int | None]) -> onnx.ValueInfoProto:
     import numpy as np
     from onnx import helper
 

@@ -25,14 +25,14 @@ _folders: list[tempfile.TemporaryDirectory[str]] = []
 
 def prepare(float_type: str) -> None:
     """Import pytensor with `floatX` = `float_type`, and teach it convolution and pooling."""
-    folder = tempfile.TemporaryDirectory(prefix="deploykit-pytensor-")
-    _folders.append(folder)
+    if not _folders:
+        _folders.append(tempfile.TemporaryDirectory(prefix="deploykit-pytensor-"))
     flags = {
         "floatX": float_type,
         "cxx": "",
         "mode": "FAST_COMPILE",
         "blas__ldflags": "",
-        "base_compiledir": folder.name,
+        "base_compiledir": _folders[0].name,
         "on_opt_error": "raise",
         "warn__ignore_bug_before": "all",
     }
@@ -41,9 +41,11 @@ def prepare(float_type: str) -> None:
     os.environ["PYTENSORRC"] = os.devnull
     # pytensor announces for years what it will remove
     warnings.filterwarnings("ignore", category=DeprecationWarning)
+    import pytensor
     from pytensor.tensor.nnet import abstract_conv
     from pytensor.tensor.signal import pool
 
+    pytensor.config.floatX = float_type
     abstract_conv.AbstractConv.perform = _convolve
     abstract_conv.AbstractConv_gradInputs.perform = _convolve_back
     pool.Pool.perform = _pool
@@ -116,7 +118,7 @@ def _convolve_back(op: Any, node: Any, inputs: Any, output_storage: Any) -> None
     output_storage[0][0] = full[(slice(None), slice(None), *window)].astype(node.outputs[0].dtype)
 
 
-def _pool(op: Any, node: Any, inputs: Any, output_storage: Any, params: Any = None) -> None:
+def _pool(op: Any, node: Any, inputs: Any, output_storage: Any, _: Any = None) -> None:
     import numpy as np
 
     x, size, stride, pad = inputs

@@ -87,10 +87,10 @@ class Sizes:
         """Take `x.reshape((-1, 1, 28, 28))` of a matrix for one image in each row."""
         source, target = self.of(node.inputs[0]), self.of(node.outputs[0])
         rest = [axis.size for axis in target[1:]]
-        if len(source) == 2 and source[0].size is None and source[1].size is None:
-            if target and target[0].size is None and rest and None not in rest:
-                source[1].fix(math.prod(one for one in rest if one is not None))
-                source[0].unite(target[0])
+        is_open = len(source) == 2 and source[0].size is None and source[1].size is None
+        if is_open and target and target[0].size is None and rest and None not in rest:
+            source[1].fix(math.prod(one for one in rest if one is not None))
+            source[0].unite(target[0])
 
     def entry(self, variable: Any) -> Axis | None:
         """Return the axis whose size a scalar variable is, None where it is computed."""
@@ -105,8 +105,13 @@ class Sizes:
             return self.of(node.inputs[0])[int(node.op.i)]
         if kind in ("TensorFromScalar", "ScalarFromTensor"):
             return self.entry(node.inputs[0])
-        if kind == "Elemwise" and type(node.op.scalar_op).__name__ in ("Cast", "Identity"):
+        scalar = type(getattr(node.op, "scalar_op", None)).__name__
+        if scalar in ("Cast", "Identity"):
             return self.entry(node.inputs[0])
+        if scalar == "Mul":
+            # a product with one, as products of shapes begin
+            others = [one for one in node.inputs if self._number(one) != 1]
+            return self.entry(others[0]) if len(others) == 1 else None
         if kind == "Subtensor" and len(node.op.idx_list) == 1:
             inner = node.inputs[0].owner
             if inner is not None and type(inner.op).__name__ == "Shape":
@@ -138,7 +143,28 @@ class Sizes:
             return list(self.of(node.inputs[0]))
         if kind == "Elemwise" and type(node.op.scalar_op).__name__ == "Cast":
             return self.entries(node.inputs[0])
+        if kind == "Join":
+            parts = [self.entries(one) for one in node.inputs[1:]]
+            return None if None in parts else [one for part in parts for one in part or []]
+        if kind == "Subtensor":
+            return self._some(node)
         return None
+
+    def _some(self, node: Any) -> list[Axis | None] | None:
+        """Return the entries that a slice takes of a vector of sizes."""
+        from pytensor.tensor.subtensor import get_idx_list
+
+        entries = self.entries(node.inputs[0])
+        (place,) = get_idx_list(node.inputs, node.op.idx_list)
+        if entries is None or not isinstance(place, slice):
+            return None
+        bounds = []
+        for one in (place.start, place.stop, place.step):
+            number = one if one is None or isinstance(one, int) else self._number(one)
+            if number is None and one is not None:
+                return None
+            bounds.append(number)
+        return entries[slice(*bounds)]
 
 
 def _unite(first: Sequence[Axis], second: Sequence[Axis]) -> None:
