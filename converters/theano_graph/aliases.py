@@ -84,11 +84,18 @@ def _renamed(name: str) -> str:
     return f"{_renamed(head)}.{tail}"
 
 
+def _moved_parent(old: str) -> tuple[str, str, str]:
+    """Return pytensor's name of the package of Theano's module `old`, a dot, and its own name."""
+    head, dot, tail = old.rpartition(".")
+    return (_renamed(head) if head else "", dot, tail)
+
+
 def install() -> None:
     """Make `import theano` and its modules work. Imports pytensor."""
     import pytensor
     import pytensor.tensor as tensor
     import pytensor.tensor.nnet as nnet
+    from pytensor.sandbox import rng_mrg
     from pytensor.tensor.nnet import batchnorm
     from pytensor.tensor.random.utils import RandomStream
     from pytensor.tensor.signal import pool
@@ -108,12 +115,15 @@ def install() -> None:
     from pytensor.tensor.random import utils as random
 
     _offer(random, "RandomStreams", RandomStream)
-    _offer(pytensor, "gof", pytensor.graph)
+    _offer(rng_mrg, "MRG_RandomStreams", rng_mrg.MRG_RandomStream)
+    for old, new in MOVED.items():
+        parent, _, name = _moved_parent(old)
+        if parent:
+            # `from theano.tensor.signal import downsample` looks at the module, not for the file
+            _offer(importlib.import_module(parent), name, importlib.import_module(new))
     # the attribute `scan` is the function, which hides the module of that name
     scan = importlib.import_module("pytensor.scan")
-    _offer(pytensor, "scan_module", scan)
     _offer(scan, "until", importlib.import_module("pytensor.scan.utils").until)
-    _offer(nnet, "bn", batchnorm)
     for name in ("batch_normalization_test", "batch_normalization_train"):
         _offer(nnet, name, getattr(batchnorm, name))
     cuda = types.ModuleType("theano.sandbox.cuda")

@@ -51,7 +51,8 @@ class Emission:
                 self.names[variable] = self._leaf(variable)
                 continue
             # a rule asks itself for indices, sizes and the like; tensors are emitted before it runs
-            missing = [one for one in node.inputs if one not in self.names and is_tensor(one)]
+            needed = node.inputs[:1] if type(node.op).__name__ == "IfElse" else node.inputs
+            missing = [one for one in needed if one not in self.names and is_tensor(one)]
             missing = [one for one in missing if one.owner is not None]
             for one in missing:
                 if one.type.dtype == "int64" and one.type.ndim <= 1:

@@ -137,7 +137,7 @@ class _State:
 
 
 def if_else(emission: Emission, node: Any) -> list[str]:
-    """Emit an `IfElse`: both branches are computed, and an If, whose shapes may differ, picks."""
+    """Emit an `IfElse` as an If; what only one branch needs is computed within it."""
     build, op = emission.build, node.op
     count = int(op.n_outs)
     condition, branches = node.inputs[0], node.inputs[1:]
@@ -145,10 +145,13 @@ def if_else(emission: Emission, node: Any) -> list[str]:
     bodies = []
     for title, variables in (("then", branches[:count]), ("else", branches[count:])):
         body = Body(build, build.fresh(f"{layer_name(node)}/{title}"))
+        inside = Emission(body, emission.rules)
+        inside.notes = emission.notes
+        inside.names.update(emission.names)
         results = []
         with body.layer(title):
             for variable, output in zip(variables, node.outputs, strict=True):
-                name = emission.as_type(variable, output.type.dtype)
+                name = inside.as_type(variable, output.type.dtype)
                 own = body.add("Identity", name)
                 results.append(_declared(own, output.type.dtype, _axes(output)))
         bodies.append(body.graph([], results))

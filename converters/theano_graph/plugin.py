@@ -51,6 +51,9 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
+REJECTIONS = (ValueError, TypeError, IndexError, AssertionError, ArithmeticError, NotImplementedError)
+"""What pytensor raises for inputs that a graph does not take."""
+
 FLOATS = Setting(default="float32", choices=("float32", "float64"))
 
 
@@ -87,7 +90,11 @@ def reference(request: ReferenceRequest) -> Session:
     compiled = performing.function(list(graph.inputs.values()), list(graph.outputs.values()))
 
     def evaluate(feed: Mapping[str, Array]) -> dict[str, Array]:
-        found = compiled(*(feed[name] for name in graph.inputs))
+        try:
+            found = compiled(*(feed[name] for name in graph.inputs))
+        except REJECTIONS as error:
+            # the rest is a page about the node
+            raise ValueError(f"{type(error).__name__}: {error}".split("\n")[0]) from error
         return {spec.name: one for spec, one in zip(signature.outputs, found, strict=True)}
 
     session: Session = DefinitionSession(signature, evaluate)
