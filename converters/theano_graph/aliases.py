@@ -61,6 +61,7 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
             return None
         if found is None:
             return None
+        _as_theano()
         is_package = found.submodule_search_locations is not None
         return importlib.machinery.ModuleSpec(fullname, self, is_package=is_package)
 
@@ -92,7 +93,6 @@ def _moved_parent(old: str) -> tuple[str, str, str]:
 
 def install() -> None:
     """Make `import theano` and its modules work. Imports pytensor."""
-    import pytensor
     import pytensor.tensor as tensor
     import pytensor.tensor.nnet as nnet
     from pytensor.sandbox import rng_mrg
@@ -114,7 +114,7 @@ def install() -> None:
     _offer(pool, "max_pool_2d_same_size", getattr(pool, "max_pool_2d_same_size", None))
     from pytensor.tensor.random import utils as random
 
-    _offer(random, "RandomStreams", RandomStream)
+    _offer(random, "RandomStreams", _random_streams(RandomStream))
     _offer(rng_mrg, "MRG_RandomStreams", rng_mrg.MRG_RandomStream)
     for old, new in MOVED.items():
         parent, _, name = _moved_parent(old)
@@ -132,6 +132,49 @@ def install() -> None:
     gpu = types.ModuleType("theano.gpuarray")
     vars(gpu).update(pygpu_activated=False, __path__=[])
     sys.modules["theano.gpuarray"] = gpu
+
+
+def _as_theano() -> None:
+    """Make what pytensor does otherwise under the same name do as Theano did, for code of Theano."""
+    import pytensor.tensor as tensor
+    from pytensor.tensor import nnet
+
+    if hasattr(nnet, "_of_theano"):
+        return
+    nnet._of_theano = True
+    for name in ("softmax", "logsoftmax"):
+        setattr(nnet, name, _of_rows(getattr(nnet, name), tensor))
+
+
+def _of_rows(function: Any, tensor: Any) -> Any:
+    """Return Theano's softmax: of each row of a matrix, and of a vector as a matrix of one row."""
+
+    def of_rows(values: Any) -> Any:
+        values = tensor.as_tensor_variable(values)
+        if values.ndim > 2:
+            raise ValueError(f"Theano's softmax takes a vector or a matrix, not {values.ndim} axes")
+        return function(tensor.shape_padleft(values) if values.ndim == 1 else values, axis=-1)
+
+    return of_rows
+
+
+def _random_streams(kind: Any) -> Any:
+    """Return the class with Theano's order of arguments, so that its graphs can be built."""
+    from pytensor.tensor.random import basic
+
+    class RandomStreams(kind):  # type: ignore[misc]
+        def binomial(self, size: Any = None, n: int = 1, p: float = 0.5, **_: Any) -> Any:
+            return self.gen(basic.binomial, n, p, size=size)
+
+        def uniform(
+            self, size: Any = None, low: float = 0.0, high: float = 1.0, **_: Any
+        ) -> Any:
+            return self.gen(basic.uniform, low, high, size=size)
+
+        def normal(self, size: Any = None, avg: float = 0.0, std: float = 1.0, **_: Any) -> Any:
+            return self.gen(basic.normal, avg, std, size=size)
+
+    return RandomStreams
 
 
 def _offer(module: Any, name: str, value: Any) -> None:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from deploykit._plugins.converters.theano_graph.emission import (
-    SLOW_TYPES,
-    Emission,
-    described,
-    operator_name,
-)
+from deploykit._plugins.converters.theano_graph.emission import SLOW_TYPES, described, operator_name
 
 from deploykit.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from converters.theano_graph.emission import Emission
 
 SAME = {
     **{name: name for name in ("Abs", "Ceil", "Floor", "Neg", "Exp", "Log", "Sqrt", "Reciprocal")},
@@ -25,12 +23,18 @@ SAME = {
     "ArcSinh": "Asinh",
     "ArcCosh": "Acosh",
     "ArcTanh": "Atanh",
-    "Softplus": "Softplus",
     "RoundHalfToEven": "Round",
     "Identity": "Identity",
     "Sgn": "Sign",
 }
 """One argument, the same in ONNX."""
+
+FLOAT32_ONLY = frozenset(
+    ("Tan", "Sinh", "Cosh", "Asin", "Acos", "Atan", "Asinh", "Acosh", "Atanh", "Erf")
+)
+"""What ONNX Runtime computes in float32 alone."""
+
+WHOLE = frozenset(("Ceil", "Floor", "Trunc", "RoundHalfToEven", "RoundHalfAwayFromZero"))
 
 FOLDS = {
     "Add": "Add",
@@ -67,7 +71,7 @@ class Arguments:
         )
 
 
-Compute = Callable[[Emission, Arguments], str]
+Compute: TypeAlias = "Callable[[Emission, Arguments], str]"
 
 
 def elemwise(emission: Emission, node: Any) -> list[str]:
@@ -111,6 +115,9 @@ def _scalars(
 
 def _one(emission: Emission, given: Arguments) -> str:
     kind = type(given.operator).__name__
+    if kind in WHOLE and not _is_float(given.result):
+        # a whole number is its own rounding
+        return _cast(emission, given)
     special = SPECIAL.get(kind)
     if special is not None:
         return special(emission, given)
@@ -126,6 +133,10 @@ def _one(emission: Emission, given: Arguments) -> str:
         return _computed(
             emission, given, lambda names, _: _folded(emission, FOLDS[kind], list(names))
         )
+    if kind in SAME and given.result == "float64" and SAME[kind] in FLOAT32_ONLY:
+        emission.notes[f"{kind} of float64 is computed in float32, for want of a kernel"] = None
+        narrow = emission.cast(given.names[0], given.dtypes[0], "float32")
+        return emission.cast(emission.build.add(SAME[kind], narrow), "float32", "float64")
     if kind in SAME:
         return _computed(emission, given, lambda names, _: emission.build.add(SAME[kind], *names))
     raise UnsupportedError(
@@ -347,6 +358,17 @@ def _times(factor: float) -> Compute:
     return compute
 
 
+def _softplus(emission: Emission, given: Arguments) -> str:
+    if given.result != "float64":
+        return _computed(emission, given, lambda names, _: emission.build.add("Softplus", *names))
+    build = emission.build
+    # ONNX Runtime has no kernel for float64: max(x, 0) + log(1 + exp(-|x|))
+    name = emission.cast(given.names[0], given.dtypes[0], "float64")
+    small = build.add("Exp", build.add("Neg", build.add("Abs", name)))
+    rest = build.add("Log", build.add("Add", small, emission.scalar(1, "float64")))
+    return build.add("Add", build.add("Max", name, emission.scalar(0, "float64")), rest)
+
+
 def _exp2(emission: Emission, given: Arguments) -> str:
     return _computed(
         emission,
@@ -435,6 +457,7 @@ SPECIAL: dict[str, Compute] = {
     "Log1p": _log1p,
     "Expm1": _expm1,
     "Exp2": _exp2,
+    "Softplus": _softplus,
     "Deg2Rad": _times(math.pi / 180),
     "Rad2Deg": _times(180 / math.pi),
     "Erfc": _erfc,

@@ -100,7 +100,7 @@ def scan(emission: Emission, node: Any) -> list[str]:
     outputs = build.add_many(
         "Loop",
         rounds,
-        "",
+        build.constant(True, dtype="bool"),
         *initial,
         count=len(carried) + len(scanned),
         body=body.graph(declared, results),
@@ -166,7 +166,8 @@ def inline(emission: Emission, node: Any) -> list[str]:
     part = Emission(emission.build, emission.rules)
     part.notes = emission.notes
     part.names.update(zip(inner.inputs, emission.values(node.inputs), strict=False))
-    return part.values(inner.outputs)
+    found: list[str] = part.values(inner.outputs)
+    return found
 
 
 def _nothing(build: Any) -> str:

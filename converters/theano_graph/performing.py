@@ -131,7 +131,8 @@ def _pool(op: Any, node: Any, inputs: Any, output_storage: Any, _: Any = None) -
     result = np.zeros((*lead, *(len(one) for one in windows)), dtype=np.float64)
     for place in itertools.product(*(range(len(one)) for one in windows)):
         bounds = [windows[axis][at] for axis, at in enumerate(place)]
-        region = x[(..., *(slice(low, high) for low, high, _ in bounds))]
+        inside: Any = (..., *(slice(low, high) for low, high, _ in bounds))
+        region = x[inside]
         axes = tuple(range(-rank, 0))
         if op.mode == "max":
             found = region.max(axis=axes)

@@ -5,8 +5,7 @@
 #     "lasagne==0.1",
 #     "numpy==1.23.5",
 #     "scipy==1.10.1",
-#     "onnx==1.17.0",
-#     "protobuf>=4,<6",
+#     "onnx==1.23.2",
 #     "setuptools<81",
 # ]
 #
@@ -51,7 +50,14 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
-REJECTIONS = (ValueError, TypeError, IndexError, AssertionError, ArithmeticError, NotImplementedError)
+REJECTIONS = (
+    ValueError,
+    TypeError,
+    IndexError,
+    AssertionError,
+    ArithmeticError,
+    NotImplementedError,
+)
 """What pytensor raises for inputs that a graph does not take."""
 
 FLOATS = Setting(default="float32", choices=("float32", "float64"))
@@ -61,6 +67,7 @@ def inspect(source: Source) -> Signature:
     """Return inputs and outputs; sizes that the graph does not decide are dynamic."""
     from deploykit._plugins.converters.theano_graph.mapping import emit
 
+    signature: Signature
     _, signature, _ = emit(_load(source), _name(source), source.inputs, ())
     return signature
 

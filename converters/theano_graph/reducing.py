@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deploykit._plugins.converters.theano_graph.emission import (
     SLOW_TYPES,
-    Emission,
     described,
     operator_name,
     rank,
 )
 
 from deploykit.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from converters.theano_graph.emission import Emission
 
 REDUCTIONS = {
     "Add": "ReduceSum",
@@ -192,7 +194,17 @@ def normalise(emission: Emission, node: Any) -> list[str]:
     return [build.add("Add", build.add("Mul", build.add("Sub", x, mean), factor), bias)]
 
 
+def cross_entropy(emission: Emission, node: Any) -> list[str]:
+    """Emit `-log` of the probability that each row gives to its class."""
+    build = emission.build
+    column = build.add("Unsqueeze", emission.as_type(node.inputs[1], "int64"), build.shape_constant([1]))
+    chosen = build.add("GatherElements", emission.value(node.inputs[0]), column, axis=1)
+    flat = build.add("Squeeze", chosen, build.shape_constant([1]))
+    return [build.add("Neg", build.add("Log", flat))]
+
+
 RULES = {
+    "CrossentropyCategorical1Hot": cross_entropy,
     "CAReduce": reduce,
     "MaxAndArgmax": argmax,
     "Argmax": argmax,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from deploykit._plugins.converters.theano_graph.emission import Emission, described, rank
+from deploykit._plugins.converters.theano_graph.emission import described, rank
 
 from deploykit.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from converters.theano_graph.emission import Emission
 
 
 def same(emission: Emission, node: Any) -> list[str]:

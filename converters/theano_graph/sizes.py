@@ -10,9 +10,11 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from deploykit._plugins.converters.theano_graph.emission import Emission, is_tensor
+from deploykit._plugins.converters.theano_graph.emission import is_tensor
 
 if TYPE_CHECKING:
+    from converters.theano_graph.emission import Emission
+
     Axes = list["Axis"]
 
 

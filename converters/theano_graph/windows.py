@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deploykit._plugins.converters.theano_graph import performing
-from deploykit._plugins.converters.theano_graph.emission import (
-    Emission,
-    described,
-    operator_name,
-    rank,
-)
+from deploykit._plugins.converters.theano_graph.emission import described, operator_name, rank
 
 from deploykit.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from converters.theano_graph.emission import Emission
 
 FURTHEST = 2**63 - 1
 IN_FLOAT32 = "convolution and pooling of float64 are computed in float32, for want of a kernel"

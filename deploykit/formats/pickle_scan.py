@@ -63,6 +63,7 @@ class Pickle:
 
 
 _MARK = object()
+_OPCODES = {one.code: one for one in pickletools.opcodes}
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _SEQUENCES = {"EMPTY_LIST": list, "EMPTY_SET": list, "EMPTY_DICT": Mapping}
 _TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
@@ -95,7 +96,7 @@ def _instructions(stream: io.BytesIO) -> Iterator[tuple[str, Any]]:
     name = ""
     while name != "STOP":
         code = stream.read(1).decode("latin-1")
-        opcode = pickletools.code2op.get(code)
+        opcode = _OPCODES.get(code)
         if opcode is None:
             raise ValueError(f"at byte {stream.tell()}: no instruction {code!r}")
         name = opcode.name
