@@ -25,6 +25,8 @@ FRAMEWORKS = {
     "cntk": "Microsoft CNTK",
     "coreml": "Apple Core ML",
     "xdl": "XDL",
+    "theano": "Theano",
+    "jax": "JAX",
 }
 
 

@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from deploykit.errors import SourceError, UsageError
-from deploykit.formats import foreign, python_reference
+from deploykit.formats import foreign, numpy_pickle, python_reference
 from deploykit.formats.content import open_content, shown
 from deploykit.formats.folder import read_folder
 from deploykit.formats.reading import FormatError, Reading, RunsCodeError, listed
 from deploykit.formats.recognise import PARTS, READERS, classify, part_alone, reader
 
-FOLDERS_AND_CODE = ("pytorch/module", "coreml/mlpackage", "xdl/checkpoint")
+FOLDERS_AND_CODE = (*python_reference.FORMATS, "coreml/mlpackage", "xdl/checkpoint")
 """Formats that are no single file."""
 
 
@@ -27,8 +27,9 @@ def read(location: str | Path, format: str | None, *, trust: bool = False) -> Re
     except RunsCodeError as error:
         if not trust:
             raise
+        is_theano = any(name.startswith(numpy_pickle.THEANO) for name in error.names)
         return Reading(
-            format="pytorch/state_dict",
+            format="theano/parameters" if is_theano else "pytorch/state_dict",
             location=error.path,
             files=(error.path,),
             details={"code": f"loading it imports {shown(listed(error.names))}"},
@@ -50,7 +51,7 @@ def _read(location: str | Path, format: str | None) -> Reading:
         if reference is not None and not path.exists():
             if not reference[0].exists():
                 raise _missing(reference[0])
-            return python_reference.read(*reference)
+            return python_reference.read(*reference, format)
         if path.is_dir():
             return read_folder(path, format)
         if not path.exists():

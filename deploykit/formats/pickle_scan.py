@@ -6,6 +6,7 @@ that it would make stays a note of the call (`Call`).
 
 from __future__ import annotations
 
+import _codecs
 import _compat_pickle
 import io
 import pickletools
@@ -62,6 +63,7 @@ class Pickle:
 
 
 _MARK = object()
+_OPCODES = {one.code: one for one in pickletools.opcodes}
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _SEQUENCES = {"EMPTY_LIST": list, "EMPTY_SET": list, "EMPTY_DICT": Mapping}
 _TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
@@ -74,16 +76,43 @@ def scan(data: bytes, start: int = 0) -> Pickle:
     stream.seek(start)
     machine = _Machine()
     try:
-        for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
+        for count, (name, argument) in enumerate(_instructions(stream)):
             if count > MOST_OPCODES:
                 raise FormatError(f"the pickle has more than {MOST_OPCODES} instructions")
-            machine.step(opcode.name, argument)
+            machine.step(name, argument)
         value = machine.pop()
     except FormatError:
         raise
     except (ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
         raise FormatError(f"not a whole pickle: {error}") from error
     return Pickle(value, stream.tell() - start, list(machine.globals), machine.calls)
+
+
+def _instructions(stream: io.BytesIO) -> Iterator[tuple[str, Any]]:
+    """Yield name and argument of each instruction, as `pickletools.genops` does.
+
+    That one takes the texts of protocol 0 for ASCII; those of Python 2 hold the bytes of arrays.
+    """
+    name = ""
+    while name != "STOP":
+        code = stream.read(1).decode("latin-1")
+        opcode = _OPCODES.get(code)
+        if opcode is None:
+            raise ValueError(f"at byte {stream.tell()}: no instruction {code!r}")
+        name = opcode.name
+        if name == "STRING":
+            yield name, _quoted(stream.readline())
+        else:
+            yield name, None if opcode.arg is None else opcode.arg.reader(stream)
+
+
+def _quoted(line: bytes) -> str:
+    text = line.rstrip(b"\r\n")
+    if not line.endswith(b"\n") or len(text) < 2 or text[:1] not in (b"'", b'"'):
+        raise ValueError("a text is not quoted")
+    if text[-1:] != text[:1]:
+        raise ValueError("a text has no closing quote")
+    return _codecs.escape_decode(text[1:-1])[0].decode("latin-1")
 
 
 class _Machine:

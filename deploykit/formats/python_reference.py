@@ -13,6 +13,20 @@ from deploykit.formats.reading import Reading, listed
 
 LARGEST_MODULE = 8 << 20
 
+FORMATS = ("pytorch/module", "paddle/layer", "theano/reference", "jax/reference")
+"""What the callable can be a model of; the first where the file's imports do not say."""
+
+IMPORTS = {
+    "torch": "pytorch/module",
+    "paddle": "paddle/layer",
+    "theano": "theano/reference",
+    "pytensor": "theano/reference",
+    "lasagne": "theano/reference",
+    "jax": "jax/reference",
+    "flax": "jax/reference",
+}
+"""Packages by which a file shows its framework, in this order where it imports several."""
+
 
 def split(location: str) -> tuple[Path, str] | None:
     """Return path and name of `module.py:callable`, None where the text is no such reference."""
@@ -22,9 +36,13 @@ def split(location: str) -> tuple[Path, str] | None:
     return Path(path), name
 
 
-def read(path: Path, name: str) -> Reading:
-    """Find the callable `name` of the Python file `path`. Raises SourceError where it has none."""
-    found = _definitions(path)
+def read(path: Path, name: str, format: str | None = None) -> Reading:
+    """Find the callable `name` of the Python file `path`. Raises SourceError where it has none.
+
+    `format` None goes by what the file imports.
+    """
+    tree = _parsed(path)
+    found = _definitions(tree)
     if name not in found:
         near = difflib.get_close_matches(name, found, n=1)
         meant = f" (did you mean `{near[0]}`?)" if near else ""
@@ -33,7 +51,7 @@ def read(path: Path, name: str) -> Reading:
             hint=f"it defines {listed(sorted(found))}" if found else "it defines nothing",
         )
     return Reading(
-        format="pytorch/module",
+        format=format if format in FORMATS else _format(tree),
         location=path,
         files=(path,),
         details={"callable": f"{name}{found[name]}", "graph": "made by running the code"},
@@ -43,7 +61,7 @@ def read(path: Path, name: str) -> Reading:
 
 def without_name(path: Path) -> SourceError:
     """Return the error for a Python file without the name of a callable."""
-    found = _definitions(path)
+    found = _definitions(_parsed(path))
     names = [name for name in found if not name.startswith("_")]
     return SourceError(
         f"`{path}` is Python code: name the callable in it that returns the model",
@@ -53,8 +71,18 @@ def without_name(path: Path) -> SourceError:
     )
 
 
-def _definitions(path: Path) -> dict[str, str]:
-    """Return the names that the module defines at its top level, with a function's arguments."""
+def _format(tree: ast.Module) -> str:
+    """Return the format by the packages that the file imports, at its top or in a function."""
+    packages: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            packages |= {alias.name.split(".", 1)[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            packages.add(node.module.split(".", 1)[0])
+    return next((format for name, format in IMPORTS.items() if name in packages), FORMATS[0])
+
+
+def _parsed(path: Path) -> ast.Module:
     content = open_content(path)
     if content.size > LARGEST_MODULE:
         raise SourceError(f"`{path}` is too large for a Python module: {content.size} bytes")
@@ -62,13 +90,17 @@ def _definitions(path: Path) -> dict[str, str]:
         with warnings.catch_warnings():
             # of invalid escapes and the like: not ours to report
             warnings.simplefilter("ignore")
-            tree = ast.parse(bytes(content.view), filename=str(path))
+            return ast.parse(bytes(content.view), filename=str(path))
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         reason = (
             error.msg if isinstance(error, SyntaxError) else "it is too deeply nested or binary"
         )
         line = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
         raise SourceError(f"`{path}` is no valid Python{line}: {reason}") from error
+
+
+def _definitions(tree: ast.Module) -> dict[str, str]:
+    """Return the names that the module defines at its top level, with a function's arguments."""
     found: dict[str, str] = {}
     for node in tree.body:
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):

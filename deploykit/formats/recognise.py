@@ -45,6 +45,7 @@ READERS = {
     "cntk/v2": "foreign.read_cntk2",
     "coreml/mlmodel": "foreign.read_coreml",
     "xdl/graph": "foreign.read_xdl",
+    "theano/parameters": "numpy_pickle.read",
 }
 """The function that reads each format of files, imported when it is needed: zip, json and pickle
 cost more time than everything else here."""

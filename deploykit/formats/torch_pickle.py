@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from deploykit.errors import SourceError
-from deploykit.formats.content import Content, damaged, shown
+from deploykit.formats import numpy_pickle
+from deploykit.formats.content import LARGEST_DOCUMENT, Content, damaged, shown
 from deploykit.formats.pickle_scan import Call, Global, Mapping, Persistent, Pickle, scan, walk
 from deploykit.formats.reading import (
     UNKNOWN_DTYPE,
@@ -126,6 +127,8 @@ def refuse_code(path: Path, names: list[str]) -> None:
 def state_dict(content: Content, pickle: Pickle) -> Reading:
     """Return what a pickle of tensors holds. Raises SourceError where it would run code."""
     path = content.path
+    if numpy_pickle.is_arrays(pickle.globals):
+        return numpy_pickle.reading(content, pickle)
     refuse_code(path, pickle.globals)
     weights = _weights(pickle.value)
     try:
@@ -187,6 +190,9 @@ def read(content: Content) -> Reading:
         return torch_archive.read(content)
     try:
         if not content.starts_with(MAGIC):
+            if content.size > LARGEST_DOCUMENT:
+                # PyTorch's own keep their tensors apart; arrays lie within the pickle
+                return numpy_pickle.read(content)
             return state_dict(content, scan(content.document()))
         data = _head(content)
         at = 0
