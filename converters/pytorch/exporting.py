@@ -71,8 +71,12 @@ def _traced(program: Program) -> Any:
     else:
         phase("tracing with torch.export")
         args, kwargs = program.arguments(program.leaves)
-        model = program.model if program.make_model is None else program.make_model()
         try:
+            model = program.model
+            if program.make_model is not None:
+                model = program.make_model()
+                with torch.no_grad():
+                    model(*args, **kwargs)  # it makes its constants, which must not be traced
             # gradients would be traced too
             with kept_whole(), torch.no_grad():
                 exported = torch.export.export(

@@ -6,7 +6,7 @@ import dataclasses
 import random
 
 from deploykit._plugins.converters.pytorch.axes import with_dynamic
-from deploykit._plugins.converters.pytorch.files import load_exported_program, load_state_dict
+from deploykit._plugins.converters.pytorch.files import load_exported_program
 from deploykit._plugins.converters.pytorch.modules import load_module
 from deploykit._plugins.converters.pytorch.program import Program
 from deploykit._plugins.converters.pytorch.remembering import (
@@ -15,6 +15,7 @@ from deploykit._plugins.converters.pytorch.remembering import (
     writes_in_place,
 )
 from deploykit._plugins.converters.pytorch.script import load_torchscript
+from deploykit._plugins.converters.pytorch.state_dicts import load_state_dict
 
 from deploykit.errors import UnsupportedError, UsageError
 from deploykit.progress import phase
@@ -64,11 +65,14 @@ def _with_state(program: Program) -> Program:
     return program
 
 
+SETTINGS = ("module", "weights", "key", "outputs", "constants")
+
+
 def _settings(source: Source) -> dict[str, str]:
     for name in source.options:
-        if name not in ("outputs", "constants"):
+        if name not in SETTINGS:
             raise UsageError(
                 f"the converter pytorch has no setting `{name}`",
-                hint="settings: outputs, constants",
+                hint=f"settings: {', '.join(SETTINGS)}",
             )
     return source.options

@@ -13,6 +13,7 @@ from deploykit.formats import (
     onnx_file,
     paddle_parameters,
     paddle_program,
+    safetensors_file,
     saved_model,
     tensorflow_checkpoint,
     tensorflow_graph,
@@ -89,6 +90,8 @@ def classify(content: Content) -> str | None:
         return _hdf5(content)
     if foreign.recognises_cntk1(content):
         return "cntk/v1"
+    if safetensors_file.recognises(content):
+        return "pytorch/state_dict"
     if checkpoint_index.recognises(content):
         return "tensorflow/checkpoint"
     if first in b"{ \t\r\n" and (found := _json(content)):
