@@ -44,10 +44,15 @@ def no_onnx_form(error: BaseException, model: Any) -> UnsupportedError:
                 f"PyTorch's ONNX exporter cannot translate the node `{node[1]}`{at}: {reason}",
                 hint="write this layer with other operators, or leave it out of the model",
             )
-        return UnsupportedError(f"PyTorch's ONNX exporter cannot take the model: {first_line(error)}")
+        return UnsupportedError(
+            f"PyTorch's ONNX exporter cannot take the model: {first_line(error)}"
+        )
     shown = []
     for name in names:
         places = list(dict.fromkeys(_layers(model, name)))
+        if not places and hasattr(model, "run_decompositions"):
+            # the exporter takes operators apart before it looks them up
+            places = list(dict.fromkeys(_layers(model.run_decompositions(), name)))
         at = f" (in {', '.join(f'`{place}`' for place in places[:3])})" if places else ""
         shown.append(f"{name}{at}")
     advice = next((text for part, text in ADVICE.items() if part in " ".join(names)), "")

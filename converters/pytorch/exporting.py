@@ -13,7 +13,9 @@ from deploykit._plugins.converters.pytorch.recurrent import kept_whole, translat
 from deploykit._plugins.converters.pytorch.torchscript_exporter import (
     Exported,
     export_by_trace,
+    is_quantised,
     legacy_export,
+    with_constants,
 )
 
 from deploykit.errors import PluginError, UnsupportedError
@@ -44,7 +46,24 @@ def export(program: Program, opset: int | None) -> Exported:
             f"(it wrote {opset_of(exported.model)})",
             hint=f"leave --opset out, or take {opset_of(exported.model)}",
         )
+    _refuse_bfloat16(exported.model)
     return dataclasses.replace(exported, repairs=(*program.repairs, *exported.repairs))
+
+
+def _refuse_bfloat16(model: onnx.ModelProto) -> None:
+    import onnx
+
+    tensors = {
+        item.name for item in model.graph.initializer if item.data_type == onnx.TensorProto.BFLOAT16
+    }
+    for node in model.graph.node:
+        if tensors & set(node.input) and node.op_type in ("Gemm", "MatMul", "Conv"):
+            raise UnsupportedError(
+                f"the model computes in bfloat16, and ONNX Runtime has no {node.op_type} of that on "
+                f"a CPU (node `{node.name}`), so that nothing can be proven",
+                hint="let it compute in float32: `module.float()` in the code that returns it",
+                operators=(node.op_type,),
+            )
 
 
 # ---- torch.export
@@ -55,7 +74,9 @@ def export_traced(program: Program, outputs: list[str], opset: int) -> Exported:
     try:
         return _export_program(program, _traced(program), outputs, opset)
     except UnsupportedError as error:
-        if program.kind != "module" or program.make_model is not None:
+        dynamic = any(item.axes for item in program.inputs)
+        # a trace says nothing about which axes the model fixes
+        if program.kind != "module" or program.make_model is not None or dynamic:
             raise
         try:
             return export_by_trace(program, outputs, opset)
@@ -65,6 +86,7 @@ def export_traced(program: Program, outputs: list[str], opset: int) -> Exported:
 
 def _traced(program: Program) -> Any:
     import torch
+    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
     if program.kind == "exported":
         exported = program.model
@@ -80,9 +102,13 @@ def _traced(program: Program) -> Any:
             # gradients would be traced too
             with kept_whole(), torch.no_grad():
                 exported = torch.export.export(
-                    model, args, kwargs, dynamic_shapes=_dynamic_shapes(program, model), strict=False
+                    model,
+                    args,
+                    kwargs,
+                    dynamic_shapes=_dynamic_shapes(program, model),
+                    strict=False,
                 )
-        except torch.fx.experimental.symbolic_shapes.GuardOnDataDependentSymNode as error:
+        except GuardOnDataDependentSymNode as error:
             raise UnsupportedError(
                 f"torch.export cannot trace control flow that depends on values: {first_line(error)}",
                 hint="use torch.cond, or convert torch.jit.script of the module (TorchScript)",
@@ -187,11 +213,11 @@ def export_script(program: Program, outputs: list[str], opset: int) -> Exported:
     from deploykit._plugins.converters.pytorch.scripted import traceable
 
     refused: UnsupportedError | None = None
-    if program.legacy:
+    if program.legacy and not is_quantised(program.model):
         phase("exporting TorchScript to ONNX")
         try:
-            return Exported(model=legacy_export(program, outputs, opset))
-        except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
+            return Exported(model=legacy_export(with_constants(program), outputs, opset))
+        except (torch.onnx.errors.OnnxExporterError, RuntimeError, ValueError) as error:
             refused = no_onnx_form(error, program.model)
     phase("running TorchScript node by node")
     script = program.model

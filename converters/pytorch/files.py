@@ -18,6 +18,7 @@ from deploykit._plugins.converters.pytorch.program import Program, dtype_name, f
 from deploykit.errors import SourceError
 from deploykit.protocol import Source, TensorSpec
 
+
 def load_exported_program(source: Source) -> Program:
     import torch
     from torch.utils import _pytree

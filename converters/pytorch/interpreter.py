@@ -15,7 +15,8 @@ from deploykit._plugins.converters.pytorch.quantised import (
     AVERAGING,
     VALUE_PRESERVING,
     Quantised,
-    quantise,
+    from_steps,
+    steps,
 )
 from deploykit._plugins.converters.pytorch.script_operators import (
     PRIM,
@@ -109,6 +110,11 @@ class Interpreter:
             if place in self._numbers and place not in self.written:
                 return [_number(kind, self._numbers[place])]
         if kind in self._special:
+            if kind in _WITH_GRIDS or kind.startswith("quantized::"):
+                # scale and zero point may be buffers; the grid must be known when it is traced
+                origins = [self._origins.get(item.debugName(), ("", "")) for item in node.inputs()]
+                pairs = zip(origins, args, strict=True)
+                args = [self._numbers.get(place, value) for place, value in pairs]
             return _several(node, self._special[kind](*args))
         namespace, _, name = kind.partition("::")
         if namespace == "prim":
@@ -220,14 +226,14 @@ class Interpreter:
             return PYTHON[name](*args)
         if node.kind() in _NUMBERS:
             return _number(node.kind(), args[0])
+        if any(isinstance(value, Quantised) for value in args):
+            return self._on_grid(node, name, args)
         if (special := _ON_TENSORS.get(name)) is not None and "Tensor" in kinds[:1]:
             return special(*args)
         if name == "to" and schema.overload_name.startswith("prim_"):
             return self._to(args, schema.overload_name)
         if name in ("tensor", "as_tensor"):
             return self._tensor(args, schema)
-        if any(isinstance(value, Quantised) for value in args):
-            return self._on_grid(node, name, args)
         return self._operator(node, schema, args)
 
     def _operator(self, node: Any, schema: Any, args: Sequence[Any]) -> Any:
@@ -251,17 +257,19 @@ class Interpreter:
     def _on_grid(self, node: Any, name: str, args: list[Any]) -> Any:
         """Run an operator of floats on a quantised tensor: on its values, the grid is kept."""
         given = next(value for value in args if isinstance(value, Quantised))
-        if name not in VALUE_PRESERVING | AVERAGING:
-            raise _unknown(node)
         schema = torch_schema(node)
         bare = [value.values if isinstance(value, Quantised) else value for value in args]
         if (special := _ON_TENSORS.get(name)) is not None:
             return special(*bare)
+        if name not in VALUE_PRESERVING | AVERAGING:
+            raise _unknown(node)
+        if name in AVERAGING:
+            place = next(i for i, value in enumerate(args) if value is given)
+            bare[place] = steps(given)
+            return from_steps(self._operator(node, schema, bare), given)
         result = self._operator(node, schema, bare)
         if isinstance(result, (list, tuple)):
             return [dataclasses.replace(given, values=value) for value in result]
-        if name in AVERAGING:
-            return quantise(result, given.scale, given.zero_point, given.dtype)
         return dataclasses.replace(given, values=result)
 
     def _typed(self, argument: Any, value: Any) -> Any:
@@ -333,6 +341,7 @@ def _plain(args: Sequence[Any]) -> bool:
     return all(isinstance(value, numbers) for value in args)
 
 
+_WITH_GRIDS = frozenset(["aten::quantize_per_tensor"])
 _NUMBERS = {
     "aten::Int": int,
     "aten::IntImplicit": int,

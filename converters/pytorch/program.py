@@ -158,7 +158,9 @@ def as_tree(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): as_tree(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
-        return type(value)(as_tree(item) for item in value) if type(value) in (list, tuple) else value
+        return (
+            type(value)(as_tree(item) for item in value) if type(value) in (list, tuple) else value
+        )
     return value
 
 

@@ -20,7 +20,15 @@ VALUE_PRESERVING = frozenset(
         *("relu", "relu_", "max_pool2d", "max_pool1d", "view", "reshape", "flatten", "permute"),
         *("transpose", "contiguous", "squeeze", "unsqueeze", "select", "slice", "clone", "detach"),
         *("expand", "chunk", "dropout", "feature_dropout", "index_select", "unflatten", "narrow"),
-        *("t", "alias", "pixel_shuffle", "channel_shuffle", "upsample_nearest2d", "unbind", "split"),
+        *(
+            "t",
+            "alias",
+            "pixel_shuffle",
+            "channel_shuffle",
+            "upsample_nearest2d",
+            "unbind",
+            "split",
+        ),
     ]
 )
 """Operators that give only values that they got (or zero, which is on every grid)."""
@@ -36,6 +44,15 @@ class Quantised:
     scale: Any
     zero_point: Any
     dtype: Any
+    is_quantized = True
+
+    @property
+    def shape(self) -> Any:
+        return self.values.shape
+
+    @property
+    def device(self) -> Any:
+        return self.values.device
 
 
 def quantise(x: Any, scale: Any, zero_point: Any, dtype: Any) -> Quantised:
@@ -53,6 +70,23 @@ def quantise(x: Any, scale: Any, zero_point: Any, dtype: Any) -> Quantised:
     whole = operators.quantize_per_tensor.default(x, scale, zero_point, low, high, integer)
     values = operators.dequantize_per_tensor.default(whole, scale, zero_point, low, high, integer)
     return Quantised(values, scale, zero_point, dtype)
+
+
+def steps(x: Quantised) -> Any:
+    """Return how many steps of its grid each value is from zero: whole numbers, as floats.
+
+    Means of these are exact, while means of the values would fall beside the ties of the rounding.
+    """
+    import torch
+
+    return torch.round(x.values / x.scale)
+
+
+def from_steps(mean: Any, like: Quantised) -> Quantised:
+    """Round means of `steps` to the grid of `like`, ties to even as torch does."""
+    import torch
+
+    return dataclasses.replace(like, values=torch.round(mean) * like.scale)
 
 
 def special(weights: Callable[[Any], Any]) -> dict[str, Callable[..., Any]]:
@@ -178,4 +212,3 @@ def unpacked(packed: Any) -> tuple[Any, Any]:
         raise NotImplementedError(f"the packed parameters {name}")
     weight = weight.dequantize() if weight.is_quantized else weight.to(torch.float32)
     return weight, bias
-

@@ -10,7 +10,7 @@ from typing import Any
 
 from deploykit._plugins.converters.pytorch import spectral
 from deploykit._plugins.converters.pytorch.interpreter import Interpreter, attributes, nodes
-from deploykit._plugins.converters.pytorch.program import Program, flat_outputs
+from deploykit._plugins.converters.pytorch.program import Program, as_tree, flat_outputs
 from deploykit._plugins.converters.pytorch.state import Place, settled, with_state
 
 VIEWS = frozenset(
@@ -143,7 +143,8 @@ def module_with_state(program: Program) -> Program:
             result = program.function(*args, **kwargs)
         first = changed()
         if not first:
-            return dataclasses.replace(program, outputs=tuple(program.named_outputs(result)))
+            program = dataclasses.replace(program, outputs=tuple(program.named_outputs(result)))
+            return program if _is_known(result) else _plain_results(program)
         result = flat_outputs(result, ())
         first = {place: _copied(value) for place, value in first.items()}
         with torch.no_grad():
@@ -153,9 +154,7 @@ def module_with_state(program: Program) -> Program:
         _restore(module, kept, copies)
     state = settled({place: copies.get(place) for place in second}, first, second)
 
-    def call(
-        args: Any, kwargs: Any, values: Mapping[Place, Any]
-    ) -> tuple[Any, dict[Place, Any]]:
+    def call(args: Any, kwargs: Any, values: Mapping[Place, Any]) -> tuple[Any, dict[Place, Any]]:
         with _held_as(module, values):
             return module(*args, **kwargs), {place: _value(module, place) for place in values}
 
@@ -170,9 +169,36 @@ def module_with_state(program: Program) -> Program:
             count = len(given) - len(state.slots)
             slots = dict(zip(state.slots, (one.clone() for one in given[count:]), strict=True))
             result, after = call(given[:count], named, {**state.fixed, **slots})
-            return result, [after[place] for place in state.slots]
+            return as_tree(result), [after[place] for place in state.slots]
 
     return with_state(program, state, call, Called, first=result)
+
+
+def _is_known(result: Any) -> bool:
+    """Say whether torch.export can flatten what a module returns."""
+    from torch.utils import _pytree
+
+    return not any(
+        dataclasses.is_dataclass(leaf) or isinstance(leaf, Mapping)
+        for leaf in _pytree.tree_leaves(result)
+    )
+
+
+def _plain_results(program: Program) -> Program:
+    """Return `program` with a model that gives dicts where its module gives dataclasses."""
+    import torch
+
+    module = program.model
+
+    class Plain(torch.nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = module
+
+        def forward(self, *given: Any, **named: Any) -> Any:
+            return as_tree(self.module(*given, **named))
+
+    return dataclasses.replace(program, make_model=lambda: Plain().eval())
 
 
 def _copied(value: Any) -> Any:
@@ -209,9 +235,7 @@ def _put(module: Any, place: Place, value: Any) -> None:
 @contextlib.contextmanager
 def _held_as(module: Any, values: Mapping[Place, Any]) -> Iterator[None]:
     absent = object()
-    before = {
-        place: getattr(module.get_submodule(place[0]), place[1], absent) for place in values
-    }
+    before = {place: getattr(module.get_submodule(place[0]), place[1], absent) for place in values}
     for place, value in values.items():
         _put(module, place, value)
     try:

@@ -51,7 +51,9 @@ def script_program(script: Any, source: Source) -> Program:
     schema = [argument for argument in script.forward.schema.arguments if argument.name != "self"]
     names = [argument.name for argument in schema]
     constants = _constants(source)
-    tensors = [one.name for one in schema if "Tensor" in str(one.type) and one.name not in constants]
+    tensors = [
+        one.name for one in schema if "Tensor" in str(one.type) and one.name not in constants
+    ]
     given, repairs = _by_name(source.inputs, names, tensors)
     values: list[Any] = []
     traced = {} if given else _traced_with(source)
@@ -104,7 +106,9 @@ def _constants(source: Source) -> dict[str, Any]:
             f"the setting `constants` is no JSON object: {error}", hint='constants={"sr": 16000}'
         ) from error
     if not isinstance(constants, dict):
-        raise UsageError("the setting `constants` is no JSON object", hint='constants={"sr": 16000}')
+        raise UsageError(
+            "the setting `constants` is no JSON object", hint='constants={"sr": 16000}'
+        )
     return constants
 
 

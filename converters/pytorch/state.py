@@ -97,7 +97,9 @@ def with_state(
     known = leaf_names(program.argument_names, args, kwargs)
     names = _names(places, known)
     own = [
-        program.argument_names[number] if number < len(program.argument_names) else f"input_{number}"
+        program.argument_names[number]
+        if number < len(program.argument_names)
+        else f"input_{number}"
         for number in range(len(args))
     ]
 
@@ -188,7 +190,10 @@ def _notes(
         if zeros_do:
             start = "start with zeros"
         elif isinstance(fresh, torch.Tensor) and fresh.shape == value.shape:
-            start = f"start with the values that `{'.'.join(filter(None, place))}` has in the source"
+            if fresh.numel() and bool((fresh == fresh.flatten()[0]).all()):
+                start = f"start with {fresh.flatten()[0].item():.9g} everywhere"
+            else:
+                start = f"start with the values that `{'.'.join(filter(None, place))}` has in the source"
         notes.append(
             f"the state `{name}` ({dtype_name(value)}{list(value.shape)}) is an input, and its new "
             f"value the output `{name}{NEXT}`; {start}"

@@ -10,7 +10,9 @@ import io
 import warnings
 from typing import TYPE_CHECKING, Any
 
+from deploykit._plugins.converters.pytorch.axes import program_of
 from deploykit._plugins.converters.pytorch.blame import no_onnx_form
+from deploykit._plugins.converters.pytorch.interpreter import nodes
 from deploykit._plugins.converters.pytorch.program import Input, Program, first_line
 
 from deploykit.errors import UnsupportedError
@@ -47,9 +49,16 @@ def legacy_export(program: Program, outputs: list[str], opset: int) -> onnx.Mode
             dynamic_axes=axes or None,
         )
     model = onnx.load_model_from_string(buffer.getvalue())
-    if axes:  # the exporter keeps example sizes where it could not follow an axis
-        for value in model.graph.output:
-            value.type.tensor_type.ClearField("shape")
+    examples = dict(program.example_outputs())
+    for value in model.graph.output:
+        # the exporter keeps example sizes where it could not follow an axis, and makes up names
+        # for sizes that are fixed
+        shape = value.type.tensor_type.shape
+        shape.ClearField("dim")
+        for size in examples[value.name].shape:
+            dim = shape.dim.add()
+            if not axes:
+                dim.dim_value = int(size)
     return _all_inputs(program.inputs, program.leaves, model)
 
 
@@ -72,6 +81,52 @@ def _all_inputs(
     del model.graph.input[:]
     model.graph.input.extend(ordered)
     return model
+
+
+def is_quantised(script: Any) -> bool:
+    """Say whether a script has quantised layers, whose rounding this exporter does not keep."""
+    return any(node.kind().startswith("quantized::") for node in nodes(script.inlined_graph))
+
+
+def with_constants(program: Program) -> Program:
+    """Return the program of a script that takes tensors only, its other arguments written into it."""
+    import torch
+
+    args, _ = program.arguments(program.leaves)
+    schema = [one for one in program.model.forward.schema.arguments if one.name != "self"]
+    if all(
+        "Tensor" in str(one.type) and one_value is not None
+        for one, one_value in zip(schema, args, strict=False)
+    ):
+        return program
+    taken, given = [], []
+    for argument, value in zip(schema, args, strict=False):
+        if isinstance(value, torch.Tensor):
+            taken.append(argument.name)
+            given.append(argument.name)
+        elif value is None or isinstance(value, (bool, int, float, str)):
+            given.append(repr(value))
+        else:
+            return program
+
+    class Fixed(torch.jit.ScriptModule):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.source = program.model
+
+    fixed = Fixed()
+    head = ", ".join(["self", *(f"{name}: Tensor" for name in taken)])
+    fixed.define(f"def forward({head}):\n    return self.source.forward({', '.join(given)})\n")
+    tensors = [value for value in args if isinstance(value, torch.Tensor)]
+    by_name = {item.name: item for item in program.inputs}
+    made = program_of("script", fixed.eval(), fixed, tuple(tensors), {}, taken)
+    inputs = tuple(
+        dataclasses.replace(item, axes=by_name[item.name].axes, marks=by_name[item.name].marks)
+        for item in made.inputs
+    )
+    return dataclasses.replace(
+        made, inputs=inputs, output_names=program.output_names, outputs=program.outputs
+    )
 
 
 def export_by_trace(program: Program, outputs: list[str], opset: int) -> Exported:
@@ -98,5 +153,5 @@ def export_by_trace(program: Program, outputs: list[str], opset: int) -> Exporte
         model = legacy_export(by_trace, outputs, opset)
     except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
         raise no_onnx_form(error, traced) from error
-    note = "traced as TorchScript, as torch.export could not keep these axes"
+    note = "traced as TorchScript, as torch.export could not follow it"
     return Exported(model=model, repairs=(note,))

@@ -94,14 +94,15 @@ def _tensor(name: str, entry: object, start: int, size: int) -> StoredTensor:
     meaning, width = DTYPES[dtype]
     begin, end = start + offsets[0], start + offsets[1]
     if begin > end or end > size or math.prod(shape) * width != end - begin:
-        raise FormatError(f"`{shown(name)}` lies at {offsets}, which does not fit its shape {shape}")
+        raise FormatError(
+            f"`{shown(name)}` lies at {offsets}, which does not fit its shape {shape}"
+        )
     return StoredTensor(dtype=meaning, shape=tuple(shape), begin=begin, end=end)
 
 
 def _whole(value: object) -> bool:
     return isinstance(value, list) and all(
-        isinstance(item, int) and not isinstance(item, bool) and 0 <= item < 2**63
-        for item in value
+        isinstance(item, int) and not isinstance(item, bool) and 0 <= item < 2**63 for item in value
     )
 
 
