@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from deploykit._plugins.converters.pytorch import spectral
@@ -17,19 +19,20 @@ from deploykit.protocol import Source, TensorSpec
 
 
 def load_torchscript(source: Source) -> Program:
+    """Load a script, also from the lite interpreter's file. Raises UnsupportedError or SourceError."""
     import torch
 
+    with Path(source.location).open("rb") as stream:
+        is_archive = stream.read(4) == b"PK\x03\x04"
     try:
-        script = torch.jit.load(source.location, map_location="cpu")
+        if is_archive:
+            script = torch.jit.load(source.location, map_location="cpu")
+        else:
+            script = torch.jit.jit_module_from_flatbuffer(source.location)
     except RuntimeError as error:
         text = str(error)
         if "Unknown builtin op" in text or "Unknown type name" in text:
-            operator = text.partition("op: ")[2].split(".\n")[0].split()[:1]
-            raise UnsupportedError(
-                f"torch {torch.__version__} does not know an operator of `{source.location}`: "
-                f"{first_line(error)}",
-                operators=tuple(operator),
-            ) from error
+            raise _unknown_operator(source, text) from error
         if source.format == "pytorch/lite":
             raise UnsupportedError(
                 f"`{source.location}` holds only the bytecode of the lite interpreter, not the "
@@ -37,7 +40,27 @@ def load_torchscript(source: Source) -> Program:
                 hint="convert the model it was made from",
             ) from error
         raise SourceError(f"cannot read `{source.location}`: {first_line(error)}") from error
+    except (ValueError, OSError, EOFError) as error:
+        raise SourceError(f"cannot read `{source.location}`: {first_line(error)}") from error
     return script_program(script, source)
+
+
+def _unknown_operator(source: Source, text: str) -> UnsupportedError:
+    import torch
+
+    found = re.search(r"Unknown (?:builtin op|type name)[:\s]+'?([\w:.]+?)'?[.\s]", text)
+    name = found[1] if found else ""
+    package = name.partition("::")[0]
+    lines = [line.strip() for line in text.splitlines() if "~" not in line and line.strip()]
+    place = next((line for line in lines if name.rpartition("::")[2] + "(" in line), "")
+    at = f" (in `{place[:120]}`)" if place else ""
+    return UnsupportedError(
+        f"torch {torch.__version__} does not know the operator {name} of `{source.location}`{at}",
+        hint=f"it comes with the package {package}: end the model before it, and run it outside"
+        if package not in ("aten", "prim", "")
+        else "it was removed from PyTorch: convert the module itself",
+        operators=(name,) if name else (),
+    )
 
 
 def script_program(script: Any, source: Source) -> Program:

@@ -39,7 +39,10 @@ def _slice(items: Any, start: Any = None, end: Any = None, step: Any = 1) -> Any
 
 
 def _format(text: str, *values: Any) -> str:
-    return text.format(*values)
+    """Fill the braces of a text: plain ones only, as in TorchScript, whatever a file may hold."""
+    for value in values:
+        text = text.replace("{}", str(value), 1)
+    return text
 
 
 def _range_length(low: int, high: int, step: int) -> int:
@@ -137,7 +140,6 @@ PYTHON: Mapping[str, Callable[..., Any]] = {
     "items": lambda items: list(items.items()),
     "get": lambda items, key, *default: items.get(key, *default),
     "format": _format,
-    "percentFormat": lambda text, *values: text % values,
     "lower": str.lower,
     "upper": str.upper,
     "startswith": str.startswith,

@@ -56,6 +56,9 @@ PARTS = {
 }
 """Files that are a part of a model, and what the other part is."""
 
+FLATBUFFER_LITE = b"PTMF"
+"""Where a lite interpreter's file is a FlatBuffer and no zip archive: its identifier."""
+
 PROTOBUFS: tuple[tuple[str, Callable[[Content], bool]], ...] = (
     ("tensorflow/saved_model", saved_model.recognises),
     ("onnx", onnx_file.recognises),
@@ -92,6 +95,8 @@ def classify(content: Content) -> str | None:
         return "cntk/v1"
     if safetensors_file.recognises(content):
         return "pytorch/state_dict"
+    if content.view[4:8] == FLATBUFFER_LITE:
+        return "pytorch/lite"
     if checkpoint_index.recognises(content):
         return "tensorflow/checkpoint"
     if first in b"{ \t\r\n" and (found := _json(content)):
