@@ -53,6 +53,7 @@ def no_onnx_form(error: BaseException, model: Any) -> UnsupportedError:
         if not places and hasattr(model, "run_decompositions"):
             # the exporter takes operators apart before it looks them up
             places = list(dict.fromkeys(_layers(model.run_decompositions(), name)))
+        places = places or list(dict.fromkeys(_layers(model, name, ending=True)))
         at = f" (in {', '.join(f'`{place}`' for place in places[:3])})" if places else ""
         shown.append(f"{name}{at}")
     advice = next((text for part, text in ADVICE.items() if part in " ".join(names)), "")
@@ -63,17 +64,25 @@ def no_onnx_form(error: BaseException, model: Any) -> UnsupportedError:
     )
 
 
-def _layers(model: Any, name: str) -> Iterator[str]:
-    """Yield the layers of the model that use the operator `name` (`aten::lu`, `aten::lu.default`)."""
+def _layers(model: Any, name: str, *, ending: bool = False) -> Iterator[str]:
+    """Yield the layers of the model that use the operator `name` (`aten::lu`, `aten::lu.default`).
+
+    `ending` takes operators whose name ends so: `special_bessel_j1` is taken apart to `bessel_j1`.
+    """
     plain = name.replace("::", ".").split(".")[:2]
+
+    def fits(found: str) -> bool:
+        namespace, _, own = found.partition("::")
+        return own.endswith(plain[-1]) if ending else [namespace, own] == plain
+
     if hasattr(model, "graph_module"):
         for node in model.graph.nodes:
             target = getattr(node.target, "_schema", None)
-            if target is not None and target.name.split("::") == plain and (place := _stack(node)):
+            if target is not None and fits(target.name) and (place := _stack(node)):
                 yield place
     elif hasattr(model, "inlined_graph"):
         for node in nodes(model.inlined_graph):
-            if node.kind().split("::") == plain and (place := where(node)):
+            if fits(node.kind()) and (place := where(node)):
                 yield place
 
 
