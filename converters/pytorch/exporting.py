@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import re
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from deploykit._plugins.converters.pytorch.program import Input, Program, first_line
+from deploykit._plugins.converters.pytorch.blame import no_onnx_form
+from deploykit._plugins.converters.pytorch.program import Program, first_line
+from deploykit._plugins.converters.pytorch.recurrent import kept_whole, translations
+from deploykit._plugins.converters.pytorch.torchscript_exporter import (
+    Exported,
+    export_by_trace,
+    is_quantised,
+    legacy_export,
+    with_constants,
+)
 
 from deploykit.errors import PluginError, UnsupportedError
 from deploykit.onnx_file import opset_of, rename_dimensions
@@ -21,21 +29,14 @@ DEFAULT_OPSET = 18
 """What onnxscript's operators are written in, and every target here reads; others are converted to."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Exported:
-    """An ONNX model with the source's names, and what was mended on the way."""
-
-    model: onnx.ModelProto
-    repairs: tuple[str, ...] = ()
-
-
 def export(program: Program, opset: int | None) -> Exported:
     """Export `program`. Raises UnsupportedError where the model or an operator has no ONNX form."""
-    outputs = [name for name, _ in program.call(program.leaves)]
+    outputs = [name for name, _ in program.example_outputs()]
+    wanted = opset or DEFAULT_OPSET
     if program.kind == "script":
-        exported = _export_script(program, outputs, opset or DEFAULT_OPSET)
+        exported = export_script(program, outputs, wanted)
     else:
-        exported = _export_program(program, _traced(program), outputs, opset or DEFAULT_OPSET)
+        exported = export_traced(program, outputs, wanted)
     found = [value.name for value in exported.model.graph.output]
     if found != outputs:
         raise PluginError(f"the exporter gave the outputs {found}, the model has {outputs}")
@@ -45,14 +46,47 @@ def export(program: Program, opset: int | None) -> Exported:
             f"(it wrote {opset_of(exported.model)})",
             hint=f"leave --opset out, or take {opset_of(exported.model)}",
         )
-    return exported
+    _refuse_bfloat16(exported.model)
+    return dataclasses.replace(exported, repairs=(*program.repairs, *exported.repairs))
+
+
+def _refuse_bfloat16(model: onnx.ModelProto) -> None:
+    import onnx
+
+    tensors = {
+        item.name for item in model.graph.initializer if item.data_type == onnx.TensorProto.BFLOAT16
+    }
+    for node in model.graph.node:
+        if tensors & set(node.input) and node.op_type in ("Gemm", "MatMul", "Conv"):
+            raise UnsupportedError(
+                f"the model computes in bfloat16, and ONNX Runtime has no {node.op_type} of that on "
+                f"a CPU (node `{node.name}`), so that nothing can be proven",
+                hint="let it compute in float32: `module.float()` in the code that returns it",
+                operators=(node.op_type,),
+            )
 
 
 # ---- torch.export
 
 
+def export_traced(program: Program, outputs: list[str], opset: int) -> Exported:
+    """Export by way of torch.export; a module that it cannot trace, by tracing as TorchScript does."""
+    try:
+        return _export_program(program, _traced(program), outputs, opset)
+    except UnsupportedError as error:
+        dynamic = any(item.axes for item in program.inputs)
+        # a trace says nothing about which axes the model fixes
+        if program.kind != "module" or program.make_model is not None or dynamic:
+            raise
+        try:
+            return export_by_trace(program, outputs, opset)
+        except UnsupportedError:
+            raise error from None  # the first reason is the one to act on
+
+
 def _traced(program: Program) -> Any:
     import torch
+    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
     if program.kind == "exported":
         exported = program.model
@@ -60,35 +94,35 @@ def _traced(program: Program) -> Any:
         phase("tracing with torch.export")
         args, kwargs = program.arguments(program.leaves)
         try:
-            exported = torch.export.export(
-                program.model, args, kwargs, dynamic_shapes=_dynamic_shapes(program), strict=False
-            )
-        except (torch._dynamo.exc.UserError, torch._dynamo.exc.Unsupported, ValueError) as error:
-            raise _not_traceable(program, error) from error
-        except torch.fx.experimental.symbolic_shapes.GuardOnDataDependentSymNode as error:
+            model = program.model
+            if program.make_model is not None:
+                model = program.make_model()
+                with torch.no_grad():
+                    model(*args, **kwargs)  # it makes its constants, which must not be traced
+            # gradients would be traced too
+            with kept_whole(), torch.no_grad():
+                exported = torch.export.export(
+                    model,
+                    args,
+                    kwargs,
+                    dynamic_shapes=_dynamic_shapes(program, model),
+                    strict=False,
+                )
+        except GuardOnDataDependentSymNode as error:
             raise UnsupportedError(
                 f"torch.export cannot trace control flow that depends on values: {first_line(error)}",
                 hint="use torch.cond, or convert torch.jit.script of the module (TorchScript)",
             ) from error
-    written = _written_buffers(exported)
-    if written:
-        raise UnsupportedError(
-            f"the model keeps state between calls (it writes {', '.join(written)}), "
-            "an ONNX model does not",
-            hint="make the state an input and an output of forward",
-        )
+        except NotImplementedError as error:
+            raise UnsupportedError(
+                f"torch.export cannot trace the model: it has {first_line(error)}",
+                hint="export the module itself, before it was quantised or scripted",
+            ) from error
+        except UnsupportedError:
+            raise
+        except Exception as error:  # torch.export raises whatever the model's own code does
+            raise _not_traceable(program, error) from error
     return exported
-
-
-def _written_buffers(exported: Any) -> list[str]:
-    in_place = (
-        node.op == "call_function"
-        and getattr(getattr(node.target, "_schema", None), "is_mutable", False)
-        for node in exported.graph.nodes
-    )
-    if any(in_place):  # only the functional form says what is written in place
-        exported = exported.run_decompositions({})
-    return list(exported.graph_signature.buffers_to_mutate.values())
 
 
 def _not_traceable(program: Program, error: BaseException) -> UnsupportedError:
@@ -108,7 +142,7 @@ def _not_traceable(program: Program, error: BaseException) -> UnsupportedError:
     )
 
 
-def _dynamic_shapes(program: Program) -> dict[str, Any] | None:
+def _dynamic_shapes(program: Program, model: Any) -> dict[str, Any] | None:
     """Return torch.export's `dynamic_shapes`, by argument name, in the structure of the arguments."""
     import inspect
 
@@ -123,7 +157,7 @@ def _dynamic_shapes(program: Program) -> dict[str, Any] | None:
             axis: item.marks.get(axis, torch.export.Dim.DYNAMIC) for axis in item.axes
         }
     args, kwargs = program.arguments(marks)
-    bound = inspect.signature(program.model.forward).bind(*args, **kwargs).arguments
+    bound = inspect.signature(model.forward).bind(*args, **kwargs).arguments
     return dict(bound)
 
 
@@ -140,34 +174,14 @@ def _export_program(program: Program, exported: Any, outputs: list[str], opset: 
                 opset_version=opset,
                 input_names=[item.name for item in program.inputs],
                 output_names=outputs,
+                custom_translation_table=translations(),
                 verbose=False,
             )
     except torch.onnx.errors.OnnxExporterError as error:
-        raise _no_onnx_form(error) from error
+        raise no_onnx_form(error, exported) from error
     model = made.model_proto
     repairs = _name_axes(program, model)
     return Exported(model=model, repairs=repairs)
-
-
-def _no_onnx_form(error: BaseException) -> UnsupportedError:
-    texts = []
-    cause: BaseException | None = error
-    while cause is not None:
-        texts.append(str(cause))
-        cause = cause.__cause__
-    text = "\n".join(texts)
-    operators = re.findall(r"OpOverload\(op='([\w.:]+)'", text)
-    operators += re.findall(r"operator '?((?:aten|prim|quantized|\w+)::\w+)'?", text)
-    names = tuple(
-        dict.fromkeys(
-            name.replace(".", "::", 1) if "::" not in name else name for name in operators
-        )
-    )
-    if names:
-        return UnsupportedError(
-            f"PyTorch's ONNX exporter has no ONNX form for {', '.join(names)}", operators=names
-        )
-    return UnsupportedError(f"PyTorch's ONNX exporter cannot take the model: {first_line(error)}")
 
 
 def _name_axes(program: Program, model: onnx.ModelProto) -> tuple[str, ...]:
@@ -193,95 +207,29 @@ def _name_axes(program: Program, model: onnx.ModelProto) -> tuple[str, ...]:
 # ---- TorchScript
 
 
-def _export_script(program: Program, outputs: list[str], opset: int) -> Exported:
+def export_script(program: Program, outputs: list[str], opset: int) -> Exported:
+    """Export TorchScript with its own exporter, which keeps loops and branches, else node by node."""
     import torch
+    from deploykit._plugins.converters.pytorch.scripted import traceable
 
-    phase("exporting TorchScript to ONNX")
-    written = _written_attributes(program.model)
-    if written:
-        raise UnsupportedError(
-            f"the TorchScript keeps state between calls (it writes {', '.join(written)}), "
-            "an ONNX model does not",
-            hint="script a module whose state is an input and an output of forward",
-        )
-    try:
-        return Exported(model=_legacy_export(program, outputs, opset))
-    except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
-        if any(item.axes for item in program.inputs):
-            raise _no_onnx_form(error) from error  # the second way fixes every axis
-        refused = _no_onnx_form(error)
-    phase("turning TorchScript into an exported program")
-    from torch._export.converter import TS2EPConverter
-
-    args, kwargs = program.arguments(program.leaves)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            exported = TS2EPConverter(program.model, args, kwargs).convert()
-            exported = torch.export.export(exported.module(), args, kwargs, strict=False)
-    except Exception as error:  # private code of torch: whatever it raises, the first reason stands
-        raise refused from error
-    made = _export_program(program, exported, outputs, opset)
-    return Exported(
-        model=made.model,
-        repairs=("exported by way of torch.export, as TorchScript's own exporter could not",),
+    refused: UnsupportedError | None = None
+    if program.legacy and not is_quantised(program.model):
+        phase("exporting TorchScript to ONNX")
+        try:
+            return Exported(model=legacy_export(with_constants(program), outputs, opset))
+        except (torch.onnx.errors.OnnxExporterError, RuntimeError, ValueError) as error:
+            refused = no_onnx_form(error, program.model)
+    phase("running TorchScript node by node")
+    script = program.model
+    program = dataclasses.replace(
+        program, kind="module", make_model=lambda: traceable(script, {}, ())
     )
-
-
-def _legacy_export(program: Program, outputs: list[str], opset: int) -> onnx.ModelProto:
-    import onnx
-    import torch
-
-    buffer = io.BytesIO()
-    axes = {item.name: dict(item.axes) for item in program.inputs if item.axes}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            program.model,
-            program.arguments(program.leaves)[0],
-            buffer,
-            dynamo=False,
-            opset_version=opset,
-            input_names=[item.name for item in program.inputs],
-            output_names=outputs,
-            dynamic_axes=axes or None,
-        )
-    model = onnx.load_model_from_string(buffer.getvalue())
-    if axes:  # the exporter keeps example sizes where it could not follow an axis
-        for value in model.graph.output:
-            value.type.tensor_type.ClearField("shape")
-    return _all_inputs(program.inputs, program.leaves, model)
-
-
-def _all_inputs(
-    inputs: tuple[Input, ...], leaves: tuple[Any, ...], model: onnx.ModelProto
-) -> onnx.ModelProto:
-    """Keep the inputs that the graph does not use, which the exporter drops, in the source's order."""
-    import onnx
-
-    found = {value.name: value for value in model.graph.input}
-    ordered = []
-    for item in inputs:
-        if item.name in found:
-            ordered.append(found[item.name])
-            continue
-        tensor = leaves[item.leaf]
-        dtype = onnx.helper.np_dtype_to_tensor_dtype(tensor.numpy().dtype)
-        shape = [item.axes.get(axis, int(size)) for axis, size in enumerate(tensor.shape)]
-        ordered.append(onnx.helper.make_tensor_value_info(item.name, dtype, shape))
-    del model.graph.input[:]
-    model.graph.input.extend(ordered)
-    return model
-
-
-def _written_attributes(script: Any) -> list[str]:
-    """Return the attributes that `forward` of a ScriptModule assigns."""
-    names: dict[str, None] = {}
-    graph = script.inlined_graph  # its nodes live only as long as it does
-    blocks = [graph]
-    while blocks:
-        for node in blocks.pop().nodes():
-            if node.kind() == "prim::SetAttr":
-                names[node.s("name")] = None
-            blocks.extend(node.blocks())
-    return list(names)
+    try:
+        made = _export_program(program, _traced(program), outputs, opset)
+    except UnsupportedError as error:
+        # an operator that is known to neither is named best by the first
+        raise (refused if refused is not None and refused.operators else error) from error
+    if refused is None:
+        return made
+    note = "exported by way of torch.export, as TorchScript's own exporter could not"
+    return dataclasses.replace(made, repairs=(*made.repairs, note))

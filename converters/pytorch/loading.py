@@ -6,10 +6,16 @@ import dataclasses
 import random
 
 from deploykit._plugins.converters.pytorch.axes import with_dynamic
-from deploykit._plugins.converters.pytorch.files import load_exported_program, load_state_dict
+from deploykit._plugins.converters.pytorch.files import load_exported_program
 from deploykit._plugins.converters.pytorch.modules import load_module
 from deploykit._plugins.converters.pytorch.program import Program
+from deploykit._plugins.converters.pytorch.remembering import (
+    module_with_state,
+    script_with_state,
+    writes_in_place,
+)
 from deploykit._plugins.converters.pytorch.script import load_torchscript
+from deploykit._plugins.converters.pytorch.state_dicts import load_state_dict
 
 from deploykit.errors import UnsupportedError, UsageError
 from deploykit.progress import phase
@@ -38,14 +44,35 @@ def load(source: Source, dynamic: tuple[DynamicAxis, ...] = ()) -> Program:
         raise UnsupportedError(f"the converter pytorch does not read the format `{source.format}`")
     program = match(source)
     names = tuple(filter(None, settings.get("outputs", "").split(",")))
-    return with_dynamic(dataclasses.replace(program, output_names=names), dynamic)
+    program = dataclasses.replace(program, output_names=names)
+    known = [item.name for item in program.inputs]
+    # what the source keeps between calls becomes inputs too, whose axes may be named as well
+    program = with_dynamic(program, tuple(axis for axis in dynamic if axis.input in known))
+    phase("running the model once")
+    program = _with_state(program)
+    later = tuple(axis for axis in dynamic if axis.input not in known)
+    return with_dynamic(program, later) if later else program
+
+
+def _with_state(program: Program) -> Program:
+    if program.kind == "script":
+        return script_with_state(program)
+    if program.kind == "module":
+        return module_with_state(program)
+    if program.model.graph_signature.buffers_to_mutate or writes_in_place(program.model):
+        module = program.function
+        return module_with_state(dataclasses.replace(program, kind="module", model=module))
+    return program
+
+
+SETTINGS = ("module", "weights", "key", "outputs", "constants")
 
 
 def _settings(source: Source) -> dict[str, str]:
     for name in source.options:
-        if name not in ("outputs", "constants"):
+        if name not in SETTINGS:
             raise UsageError(
                 f"the converter pytorch has no setting `{name}`",
-                hint="settings: outputs, constants",
+                hint=f"settings: {', '.join(SETTINGS)}",
             )
     return source.options

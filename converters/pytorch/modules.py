@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import inspect
+import os
 import sys
 import types
 from collections.abc import Iterable
@@ -25,21 +27,38 @@ from deploykit.protocol import Source, TensorSpec
 
 
 def load_module(source: Source) -> Program:
+    """Load what `FILE.py:callable` returns, with the weights of the setting `weights`, if given."""
     import torch
+    from deploykit._plugins.converters.pytorch.checkpoints import read_weights
+    from deploykit._plugins.converters.pytorch.state_dicts import load_into
 
-    made = _made_by_user(source.location)
-    examples: Any = None
-    dynamic_shapes: Any = None
-    if isinstance(made, tuple) and 2 <= len(made) <= 3:
-        made, examples, dynamic_shapes = (*made, None)[:3]
+    made, examples, dynamic_shapes = made_by_user(source.location)
     if isinstance(made, torch.jit.ScriptModule):
         return script_program(made, source)
-    if not isinstance(made, torch.nn.Module):
-        raise SourceError(
-            f"`{source.location}` returned a {type(made).__name__}, not a torch.nn.Module",
-            hint="return the module, or (module, example_inputs[, dynamic_shapes])",
-        )
-    return module_program(made, examples, dynamic_shapes, source.inputs)
+    repairs: tuple[str, ...] = ()
+    if weights := source.options.get("weights"):
+        path = found_file(weights, Path(source.location.rpartition(":")[0]).parent, "weights")
+        found = read_weights(path, trust=source.trust, key=source.options.get("key", ""))
+        repairs = load_into(made, found, path)
+    program = module_program(made, examples, dynamic_shapes, source.inputs)
+    return dataclasses.replace(program, repairs=repairs)
+
+
+def found_file(text: str, beside: Path, what: str) -> Path:
+    """Return the file that a setting names: absolute, beside the model, or where the user is.
+
+    Raises SourceError naming the places where it is not.
+    """
+    places = [Path(text)] if Path(text).is_absolute() else [beside / text]
+    if not Path(text).is_absolute() and (user := os.environ.get("PWD")):
+        places.append(Path(user) / text)  # a worker runs in a folder of its own
+    for place in places:
+        if place.is_file():
+            return place
+    raise SourceError(
+        f"the setting `{what}` names no file: {', '.join(f'`{place}`' for place in places)}",
+        hint=f"give its full path: --set {what}=/…/{Path(text).name}",
+    )
 
 
 def module_program(
@@ -68,8 +87,56 @@ def module_program(
     return with_specs(program, specs_left or (specs if examples is None else ()))
 
 
-def _made_by_user(location: str) -> Any:
-    file, _, attribute = location.rpartition(":")
+def made_by_user(location: str) -> tuple[Any, Any, Any]:
+    """Return the module, its example inputs and its dynamic shapes that `file.py:callable` gives.
+
+    What it does not give is None. Raises SourceError where it gives no module.
+    """
+    import torch
+
+    module = imported(location.rpartition(":")[0])
+    attribute = location.rpartition(":")[2]
+    if not hasattr(module, attribute):
+        own = [
+            name
+            for name, item in vars(module).items()
+            if callable(item) and getattr(item, "__module__", "") == module.__name__
+        ]
+        raise SourceError(
+            f"`{Path(str(module.__file__)).name}` defines no `{attribute}`",
+            hint=f"it defines: {', '.join(own) or 'nothing'}",
+        )
+    made = getattr(module, attribute)
+    is_function = isinstance(made, (types.FunctionType, types.MethodType, type))
+    made = _called(made, attribute) if is_function else made
+    examples: Any = None
+    dynamic_shapes: Any = None
+    if isinstance(made, tuple) and 2 <= len(made) <= 3:
+        made, examples, dynamic_shapes = (*made, None)[:3]
+    if not isinstance(made, (torch.nn.Module, torch.jit.ScriptModule)):
+        raise SourceError(
+            f"`{location}` returned a {type(made).__name__}, not a torch.nn.Module",
+            hint="return the module, or (module, example_inputs[, dynamic_shapes])",
+        )
+    return made, examples, dynamic_shapes
+
+
+def _called(make: Any, name: str) -> Any:
+    try:
+        missing = _required(inspect.signature(make).parameters.values())
+    except (TypeError, ValueError):
+        missing = []
+    if missing:
+        raise SourceError(
+            f"`{name}` needs the arguments {', '.join(missing)}",
+            hint="name a function without arguments that makes the module, for example "
+            f"`def make(): return {name}(…)`",
+        )
+    return make()
+
+
+def imported(file: str) -> types.ModuleType:
+    """Import the python file, whose neighbours it may import in turn. Raises SourceError."""
     path = Path(file)
     if not path.is_file():
         raise SourceError(f"no python file `{path}`", hint="the form is `file.py:function`")
@@ -80,20 +147,14 @@ def _made_by_user(location: str) -> Any:
         raise SourceError(f"`{path}` is no python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses and pickles of the file look themselves up there
-    spec.loader.exec_module(module)
-    if not hasattr(module, attribute):
-        own = [
-            name
-            for name, item in vars(module).items()
-            if callable(item) and getattr(item, "__module__", "") == spec.name
-        ]
+    try:
+        spec.loader.exec_module(module)
+    except ModuleNotFoundError as error:
         raise SourceError(
-            f"`{path.name}` defines no `{attribute}`",
-            hint=f"it defines: {', '.join(own) or 'nothing'}",
-        )
-    made = getattr(module, attribute)
-    is_function = isinstance(made, (types.FunctionType, types.MethodType, type))
-    return made() if is_function else made
+            f"`{path}` imports `{error.name}`, which the environment of the converter does not have",
+            hint="put that package's folder beside the file, or leave the import out of it",
+        ) from error
+    return module
 
 
 def _required(parameters: Iterable[inspect.Parameter]) -> list[str]:

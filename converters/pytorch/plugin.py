@@ -4,7 +4,7 @@
 #
 # [tool.deploykit]
 # name = "pytorch"
-# summary = "PyTorch modules, exported programs and TorchScript"
+# summary = "PyTorch modules, exported programs, TorchScript and weights with their code"
 # formats = [
 #     "pytorch/module",
 #     "pytorch/exported_program",
@@ -15,6 +15,9 @@
 # functions = ["inspect", "convert", "reference"]
 #
 # [tool.deploykit.settings]
+# module = "weights alone: the python code of the network, `FILE.py:callable`; it may return (module, example_inputs)"
+# weights = "`FILE.py:callable`: the file of weights to load into the module (.pth, .pt, .bin, .safetensors)"
+# key = "checkpoint with several sets of weights: which one, such as `ema` or `model.state_dict`"
 # outputs = "names for the outputs in order, separated by commas (default: dict keys, else output_0, …)"
 # constants = "TorchScript: values of arguments that are no tensors, as JSON such as {\"sr\": 16000}"
 # ///

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,7 +31,10 @@ class Program:
 
     `kind` is `module`, `exported` or `script`. `model` is the nn.Module, ExportedProgram or
     ScriptModule; `function` takes the arguments and returns the outputs in their own structure.
-    `leaves` and `structure` are the flattened `(args, kwargs)` of torch's pytree.
+    `make_model` makes the module for torch.export where it is another one than `model`. `legacy`
+    says whether TorchScript's own exporter may be used.
+    `leaves` and `structure` are the flattened `(args, kwargs)` of torch's pytree. `outputs` are
+    those of the example arguments, where it was run on them. `repairs` says what was mended.
     """
 
     kind: str
@@ -41,6 +45,14 @@ class Program:
     argument_names: tuple[str, ...]
     inputs: tuple[Input, ...]
     output_names: tuple[str, ...] = ()
+    make_model: Callable[[], Any] | None = None
+    legacy: bool = True
+    outputs: tuple[tuple[str, Any], ...] = ()
+    repairs: tuple[str, ...] = ()
+
+    def example_outputs(self) -> list[tuple[str, Any]]:
+        """Return the named outputs of the example arguments."""
+        return list(self.outputs) or self.call(self.leaves)
 
     def arguments(self, leaves: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return `(args, kwargs)` with `leaves` in place of the examples."""
@@ -72,21 +84,8 @@ class Program:
         Raises UnsupportedError for outputs that are no tensors, UsageError where the setting
         `outputs` gives another number of names.
         """
-        import torch
-        from torch.utils import _pytree
-
-        named: list[tuple[str, Any]] = []
-        for path, leaf in _pytree.tree_flatten_with_path(outputs)[0]:
-            if leaf is None:
-                continue
-            if not isinstance(leaf, torch.Tensor):
-                raise UnsupportedError(
-                    f"the model returns a {type(leaf).__name__} besides tensors",
-                    hint="wrap the model so that it returns tensors only",
-                )
-            named.append((_joined("output" if not path or _is_place(path[0]) else "", path), leaf))
-        taken = {item.name for item in self.inputs}
-        names = [f"{name}_output" if name in taken else name for name, _ in named]
+        named = flat_outputs(outputs, [item.name for item in self.inputs])
+        names = [name for name, _ in named]
         if self.output_names:
             if len(self.output_names) != len(named):
                 raise UsageError(
@@ -98,7 +97,7 @@ class Program:
 
     def signature(self) -> Signature:
         """Return the tensors of the model as it stands; outputs come from one run on the examples."""
-        outputs = self.call(self.leaves)
+        outputs = self.example_outputs()
         return Signature(
             inputs=tuple(
                 TensorSpec(
@@ -129,6 +128,40 @@ class Program:
             return (None,) * rank
         sizes: tuple[int, ...] = tuple(tensor.shape)
         return sizes
+
+
+def flat_outputs(outputs: Any, taken: Sequence[str]) -> list[tuple[str, Any]]:
+    """Flatten `outputs`, naming each tensor after its key, field or place, other than those `taken`.
+
+    Raises UnsupportedError for outputs that are no tensors.
+    """
+    import torch
+    from torch.utils import _pytree
+
+    named: list[tuple[str, Any]] = []
+    for path, leaf in _pytree.tree_flatten_with_path(as_tree(outputs))[0]:
+        if leaf is None:
+            continue
+        if not isinstance(leaf, torch.Tensor):
+            raise UnsupportedError(
+                f"the model returns a {type(leaf).__name__} besides tensors",
+                hint="wrap the model so that it returns tensors only",
+            )
+        named.append((_joined("output" if not path or _is_place(path[0]) else "", path), leaf))
+    return [(f"{name}_output" if name in taken else name, leaf) for name, leaf in named]
+
+
+def as_tree(value: Any) -> Any:
+    """Return dataclasses and other mappings (a ModelOutput) in `value` as dicts; torch's pytree knows these."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {one.name: getattr(value, one.name) for one in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): as_tree(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
+        return (
+            type(value)(as_tree(item) for item in value) if type(value) in (list, tuple) else value
+        )
+    return value
 
 
 def dtype_name(tensor: Any) -> str:

@@ -40,8 +40,6 @@ def what_else(content: Content) -> str:
         if content.starts_with(magic):
             return name
     head = bytes(content.view[: 64 << 10])
-    if content.size > 10 and head[8:10] == b'{"' and head[5:8] == b"\0\0\0":
-        return "a safetensors file: weights without a graph"
     if head[257:262] == b"ustar":
         return "a tar archive: unpack it first"
     try:

@@ -13,6 +13,7 @@ from deploykit.formats import (
     onnx_file,
     paddle_parameters,
     paddle_program,
+    safetensors_file,
     saved_model,
     tensorflow_checkpoint,
     tensorflow_graph,
@@ -57,6 +58,9 @@ PARTS = {
 }
 """Files that are a part of a model, and what the other part is."""
 
+FLATBUFFER_LITE = b"PTMF"
+"""Where a lite interpreter's file is a FlatBuffer and no zip archive: its identifier."""
+
 PROTOBUFS: tuple[tuple[str, Callable[[Content], bool]], ...] = (
     ("xdl/graph", foreign.recognises_xdl_binary),
     ("tensorflow/saved_model", saved_model.recognises),
@@ -92,6 +96,10 @@ def classify(content: Content) -> str | None:
         return _hdf5(content)
     if foreign.recognises_cntk1(content):
         return "cntk/v1"
+    if safetensors_file.recognises(content):
+        return "pytorch/state_dict"
+    if content.view[4:8] == FLATBUFFER_LITE:
+        return "pytorch/lite"
     if checkpoint_index.recognises(content):
         return "tensorflow/checkpoint"
     if first in b"{ \t\r\n" and (found := _json(content)):

@@ -36,6 +36,14 @@ def format_of(archive: Archive) -> str | None:
 
 def read(content: Content) -> Reading:
     """Read an archive that PyTorch wrote. Raises SourceError where it is none, or damaged."""
+    if not content.starts_with(b"PK\x03\x04"):
+        # its schema is the interpreter's own: only PyTorch reads more of it
+        return Reading(
+            format="pytorch/lite",
+            location=content.path,
+            files=(content.path,),
+            details={"container": "FlatBuffer of the lite interpreter's bytecode"},
+        )
     with Archive(content) as archive:
         form = format_of(archive)
         if form is None:

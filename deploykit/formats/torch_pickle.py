@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from deploykit.errors import SourceError
-from deploykit.formats import numpy_pickle
-from deploykit.formats.content import LARGEST_DOCUMENT, Content, damaged, shown
+from deploykit.formats import numpy_pickle, safetensors_file
+from deploykit.formats.content import Content, damaged, shown
 from deploykit.formats.pickle_scan import Call, Global, Mapping, Persistent, Pickle, scan, walk
 from deploykit.formats.reading import (
     UNKNOWN_DTYPE,
@@ -148,7 +148,8 @@ def state_dict(content: Content, pickle: Pickle) -> Reading:
         parameters=parameter_count(iter(found)),
         details={
             "tensors": f"{len(found)}: {listed(names, 4)}" if names else str(len(found)),
-            "graph": "none: weights only; name the code that builds the model: `module.py:function`",
+            "graph": "none: weights only; name the code that builds the model:"
+            " `--set module=FILE.py:callable`",
         },
     )
 
@@ -183,7 +184,12 @@ def recognises(content: Content) -> bool:
 
 
 def read(content: Content) -> Reading:
-    """Read tensors in a pickle or an archive. Raises SourceError where damaged or running code."""
+    """Read weights in a pickle, an archive or safetensors.
+
+    Raises SourceError where the file is damaged or loading it would run code.
+    """
+    if safetensors_file.recognises(content):
+        return safetensors_file.read(content)
     if content.starts_with(b"PK\x03\x04"):
         from deploykit.formats import torch_archive
 

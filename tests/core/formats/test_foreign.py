@@ -159,7 +159,6 @@ def test_core_ml(tmp_path: Path) -> None:
     [
         (b"\x93NUMPY\x01\0", "a NumPy array"),
         (b"GGUF" + bytes(20), "GGUF"),
-        (struct.pack("<Q", 40) + b'{"__metadata__":{}}' + bytes(40), "safetensors"),
         (b"\x1f\x8b\x08" + bytes(20), "gzip"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
         (b"<!DOCTYPE html><html>", "the download went wrong"),

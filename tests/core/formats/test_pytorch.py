@@ -65,7 +65,7 @@ def test_state_dict(models: Path, name: str) -> None:
     assert found.signature is None
     assert found.parameters == 8
     assert found.details["tensors"] == "2: conv.weight, conv.bias"
-    assert "module.py:function" in found.details["graph"]
+    assert "--set module=FILE.py:callable" in found.details["graph"]
 
 
 def test_a_legacy_file_cut_within_its_weights(models: Path) -> None:
