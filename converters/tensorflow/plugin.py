@@ -4,14 +4,20 @@
 #
 # [tool.deploykit]
 # name = "tensorflow"
-# summary = "TensorFlow SavedModel (1 and 2), frozen GraphDef, TensorFlow Lite"
-# formats = ["tensorflow/saved_model", "tensorflow/graph_def", "tensorflow/tflite"]
+# summary = "TensorFlow SavedModel (1 and 2), frozen GraphDef, checkpoint with graph, TensorFlow Lite"
+# formats = [
+#     "tensorflow/saved_model",
+#     "tensorflow/graph_def",
+#     "tensorflow/checkpoint",
+#     "tensorflow/tflite",
+# ]
 # functions = ["inspect", "convert", "reference"]
 #
 # [tool.deploykit.settings]
 # signature = "SavedModel: which signature to convert (default: serving_default)"
-# inputs = "GraphDef: tensors to take as inputs, such as a:0,b:0; inner ones too (default: placeholders)"
-# outputs = "GraphDef: tensors to take as outputs (default: those that no node reads)"
+# inputs = "tensors to take as inputs, such as a:0,b:0; inner ones too (default: found in the graph)"
+# outputs = "tensors to take as outputs, inner ones too (default: found in the graph)"
+# constants = "tensors that keep one value, such as is_training=false,keep_prob=1"
 # ///
 """TensorFlow to ONNX by tf2onnx, names and order as the source has them."""
 
@@ -97,15 +103,13 @@ class GraphSession:
     """A TensorFlow graph that takes and gives numpy arrays by name."""
 
     def __init__(self, graph: Any) -> None:
+        from deploykit._plugins.converters.tensorflow.calling import caller
+
         signature: Signature = graph.signature()
         self.inputs: tuple[TensorSpec, ...] = signature.inputs
         self.outputs: tuple[TensorSpec, ...] = signature.outputs
         self._session = graph.session
-        # a callable skips the look-ups and checks of Session.run at every call
-        self._call: Callable[..., list[Array]] = graph.session.make_callable(
-            [item.tensor for item in graph.outputs],
-            feed_list=[item.tensor for item in graph.inputs],
-        )
+        self._call: Callable[..., list[Array]] = caller(graph)
 
     def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
         """Return every output by name."""
