@@ -48,7 +48,8 @@ def begin_at_numbers(graph: Any, inputs: tuple[str, ...], outputs: tuple[str, ..
     front = {
         operation.name
         for operation in needed
-        if _is_front(operation) or (operation.type.startswith("Placeholder") and _is_text(operation))
+        if _is_front(operation)
+        or (operation.type.startswith("Placeholder") and _is_text(operation))
     }
     if not any(_is_front(operation) for operation in needed):
         return Cut(inputs=inputs)
@@ -82,8 +83,10 @@ def begin_at_numbers(graph: Any, inputs: tuple[str, ...], outputs: tuple[str, ..
     return Cut(
         inputs=(*kept, *(name.removesuffix(":0") for name in found)),
         repairs=(
-            f"the graph begins at `{what}`: ONNX has no {', '.join(decoders)}, "
-            "so prepare this input as the source model does",
+            (
+                f"the graph begins at `{what}`: ONNX has no {', '.join(decoders)}, "
+                "so prepare this input as the source model does"
+            ),
         ),
     )
 

@@ -7,12 +7,13 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from deploykit._plugins.converters.tensorflow import flattening
+from deploykit._plugins.converters.tensorflow import complex_numbers, flattening
 from deploykit._plugins.converters.tensorflow.graphs import Graph, Tensor
 
 from deploykit.errors import UsageError
 from deploykit.progress import phase
 from deploykit.protocol import DynamicAxis
+
 
 @dataclass(frozen=True, kw_only=True)
 class Frozen:
@@ -67,11 +68,13 @@ def freeze(graph: Graph, dynamic: tuple[DynamicAxis, ...] = ()) -> Frozen:
     for node in (*frozen.node, *(node for body in bodies for node in body)):
         # a loop that carried a variable's handle now carries its value
         node.attr.pop("_output_shapes", None)
+    connected = _reconnected(frozen, inputs, tuple(outputs), graph)
+    real, said = complex_numbers.lowered(connected)
     return Frozen(
-        graph_def=_reconnected(frozen, inputs, tuple(outputs), graph),
+        graph_def=real,
         inputs=inputs,
         outputs=tuple(outputs),
-        repairs=(*graph.repairs, *repairs),
+        repairs=(*graph.repairs, *repairs, *said),
     )
 
 

@@ -175,7 +175,9 @@ def _kept(graph_def: Any, ends: Endpoints, source: Source, more: Iterable[str] =
         node.attr.pop("_class", None)  # "beside that node", which may be gone
     wanted = dict.fromkeys(name.split(":")[0] for name in (*ends.outputs, *ends.inputs, *more))
     try:
-        kept = tf.compat.v1.graph_util.extract_sub_graph(graph_def, [name for name in wanted if name])
+        kept = tf.compat.v1.graph_util.extract_sub_graph(
+            graph_def, [name for name in wanted if name]
+        )
     except AssertionError as error:
         raise SourceError(f"`{source.location}` is damaged: {error}") from error
     for node in kept.node:

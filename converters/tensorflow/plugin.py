@@ -66,7 +66,7 @@ def convert(request: ConvertRequest) -> ConvertResult:
 
     Raises UnsupportedError for an operator without ONNX form and for a model that keeps state.
     """
-    from deploykit._plugins.converters.tensorflow import exporting, freezing, graphs, lite
+    from deploykit._plugins.converters.tensorflow import exporting, freezing, graphs, lite, states
 
     repairs: tuple[str, ...]
     if request.source.format == TFLITE:
@@ -78,6 +78,8 @@ def convert(request: ConvertRequest) -> ConvertResult:
         finally:
             graph.session.close()
         model, repairs = exporting.export_graph(frozen, request.opset), frozen.repairs
+        if graph.state is not None:
+            model.metadata_props.add(key=states.METADATA, value=states.metadata(graph.state))
     strip_traces(model)
     phase("checking the ONNX model")
     signature = write_model(model, request.output)

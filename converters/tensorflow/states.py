@@ -7,6 +7,8 @@ what was written last, and the output is what the variable holds at the end.
 
 from __future__ import annotations
 
+import base64
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -48,6 +50,10 @@ _OTHER_WRITES = frozenset(
 )
 _HANDLES = frozenset({"VarHandleOp", "VariableV2", "Variable"})
 _ALIASES = frozenset({"Identity"})
+
+
+METADATA = "deploykit.state"
+"""The key in an ONNX model's metadata that holds `metadata()`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +109,27 @@ def explicit(
             raise _refusal(written[name][0])
         variables.append(_rewritten(session, flat, name, number, used))
     return State(variables=tuple(variables), graph_def=flat, outputs=names)
+
+
+def metadata(state: State) -> str:
+    """Return what a runtime must know of the state, as JSON: pairs of names, and values to begin with.
+
+    `initial` is `zeros`, or the values in base64, little-endian, in the order of C.
+    """
+    return json.dumps(
+        [
+            {
+                "input": item.input.name,
+                "output": item.output.name,
+                "dtype": item.input.dtype,
+                "shape": list(item.initial.shape),
+                "initial": base64.b64encode(item.initial.tobytes()).decode()
+                if item.initial.any()
+                else "zeros",
+            }
+            for item in state.variables
+        ]
+    )
 
 
 def _refusal(node: Any) -> UnsupportedError:
@@ -186,9 +213,7 @@ def _in_order(flat: Any, nodes: dict[str, Any], name: str) -> list[Any]:
         if touched and not (is_handle and node.op in _ALIASES):
             events.append(node)
     chosen = {node.name for node in events}
-    before = {
-        node.name: (_ancestors(node.name, nodes) & chosen) - {node.name} for node in events
-    }
+    before = {node.name: (_ancestors(node.name, nodes) & chosen) - {node.name} for node in events}
     for node in events:
         if node.op in _WRITES:
             for other in events:

@@ -17,7 +17,6 @@ from deploykit.formats.reading import FormatError, Reading, counted, elements
 from deploykit.formats.saved_model import looks_like_meta_graph, reachable, read_meta_graph
 from deploykit.formats.tensorflow_graph import GUESSED, guess_signature
 
-
 _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 _NEWEST = re.compile(rb'^model_checkpoint_path:\s*"((?:[^"\\]|\\.)*)"', re.MULTILINE)
 MOST_BYTES_OF_STATE = 1 << 20

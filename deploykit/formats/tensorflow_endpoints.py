@@ -85,9 +85,7 @@ class _Flow:
             if name in found or name not in self.nodes:
                 continue
             found.add(name)
-            waiting.extend(
-                part.removeprefix("^").split(":")[0] for part in self.nodes[name].inputs
-            )
+            waiting.extend(part.removeprefix("^").split(":")[0] for part in self.nodes[name].inputs)
         return found
 
     def after(self, starts: Iterable[str], *, by_value: bool = True) -> set[str]:
@@ -177,11 +175,11 @@ class _Flow:
         found = []
         for name in fed:
             others = set().union(*(reach[one] for one in fed if one != name))
-            if reach[name] != {name} and self._is_label(name, reach[name], weighed, others):
+            if reach[name] != {name} and self._is_label(reach[name], weighed, others):
                 found.append(name)
         return tuple(found) if len(found) < len(fed) else ()
 
-    def _is_label(self, name: str, own: set[str], weighed: set[str], others: set[str]) -> bool:
+    def _is_label(self, own: set[str], weighed: set[str], others: set[str]) -> bool:
         for one in own:
             node = self.nodes[one]
             strangers = [source for source in _data(node) if source not in own]
@@ -239,8 +237,8 @@ def _scopes(name: str) -> list[str]:
 
 def _is_training(node: Node) -> bool:
     parts = node.name.split("/")[:-1] or [""]
-    return node.operator.startswith(_UPDATES) and not node.operator.startswith(
-        ("ResourceGather",)
+    return (
+        node.operator.startswith(_UPDATES) and not node.operator.startswith(("ResourceGather",))
     ) or any(part.rstrip("_0123456789") in TRAINING_SCOPES for part in parts)
 
 
