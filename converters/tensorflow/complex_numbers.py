@@ -93,6 +93,7 @@ class _Lowering:
         self.result = result
         self.graph = graph
         self.pairs: dict[str, tuple[str, str]] = {}
+        self.taken = {operation.name for operation in graph.get_operations()}
 
     def replace(self, operation: Any) -> None:
         """Replace one operation."""
@@ -172,6 +173,8 @@ class _Lowering:
             ]
             results = rule(*parts)
         prefix = operation.name
+        while any(name.startswith(f"{prefix}/") for name in self.taken):
+            prefix += "_"
 
         def moved(source: str) -> str:
             control = "^" if source.startswith("^") else ""
