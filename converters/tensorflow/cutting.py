@@ -79,13 +79,13 @@ def begin_at_numbers(graph: Any, inputs: tuple[str, ...], outputs: tuple[str, ..
     )
     operators = sorted({graph.get_operation_by_name(name).type for name in front})
     decoders = [name for name in operators if not name.startswith("Placeholder")]
-    what = ", ".join(name for name, _ in found.values())
+    what = "`, `".join(sorted(name for name, _ in found.values()))
     return Cut(
-        inputs=(*kept, *(name.removesuffix(":0") for name in found)),
+        inputs=(*kept, *sorted(name.removesuffix(":0") for name in found)),
         repairs=(
             (
                 f"the graph begins at `{what}`: ONNX has no {', '.join(decoders)}, "
-                "so prepare this input as the source model does"
+                "so prepare what goes in there as the source model does"
             ),
         ),
     )

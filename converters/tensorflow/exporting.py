@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 _OWN = frozenset({"Const", "Placeholder", "PlaceholderV2", "PlaceholderWithDefault"})
 """TensorFlow's names that tf2onnx keeps for its own constants and inputs until the end."""
 
+_FAILURES = (ValueError, TypeError, LookupError, AttributeError, AssertionError, RuntimeError)
+"""What tf2onnx raises where it meets what it did not expect."""
+
 DEFAULT_OPSET = 18
 """The newest that tf2onnx 1.17 writes without known faults."""
 
@@ -38,14 +41,20 @@ def export_graph(frozen: Frozen, opset: int | None) -> onnx.ModelProto:
         tf.import_graph_def(optimised, name="")
         phase("converting to ONNX")
         present = {node.name for node in optimised.node}
-        converted = tfonnx.process_tf_graph(
-            graph,
-            opset=opset or DEFAULT_OPSET,
-            custom_op_handlers=operators.handlers(),
-            input_names=[name for name in inputs if name.split(":")[0] in present],
-            output_names=outputs,
-            tensors_to_rename=names,
-        )
+        try:
+            converted = tfonnx.process_tf_graph(
+                graph,
+                opset=opset or DEFAULT_OPSET,
+                custom_op_handlers=operators.handlers(opset or DEFAULT_OPSET),
+                input_names=[name for name in inputs if name.split(":")[0] in present],
+                output_names=outputs,
+                tensors_to_rename=names,
+            )
+        except _FAILURES as error:
+            reason = str(error).removeprefix("make_sure failure: ") or type(error).__name__
+            raise UnsupportedError(
+                f"tf2onnx cannot convert this graph: {reason}", hint=_advice([])
+            ) from error
     return finish(
         converted,
         [item.spec for item in frozen.inputs],

@@ -102,12 +102,15 @@ def inlined(graph: Any, outputs: list[str]) -> Any:
     from tensorflow.python.grappler import tf_optimizer
 
     kept = tf.compat.v1.graph_util.extract_sub_graph(graph.as_graph_def(), outputs)
+    if not kept.library.function:
+        return kept
     # tf2onnx and we ourselves read loops better as functions than as frames of Enter and Exit
     kept = disable_lower_using_switch_merge(kept)
     for function in kept.library.function:
         # the name of a faster variant for another device, which inlining must not choose
         function.attr.pop("api_implements", None)
-    meta = tf.compat.v1.train.export_meta_graph(graph_def=kept, graph=graph)
+    # without the collections of the graph: they name what is no longer there
+    meta = tf.compat.v1.MetaGraphDef(graph_def=kept)
     meta.collection_def["train_op"].node_list.value.extend(f"{name}:0" for name in outputs)
     config = tf.compat.v1.ConfigProto()
     options = config.graph_options.rewrite_options

@@ -106,7 +106,8 @@ def _with_shapes(
             for axis, size in enumerate(item.spec.shape)
         )
         tensor = graph.session.graph.get_tensor_by_name(item.tensor)
-        if not tensor.op.type.startswith("Placeholder"):
+        said = any("begins at " in line and f"`{name}`" in line for line in graph.repairs)
+        if not tensor.op.type.startswith("Placeholder") and not said:
             repairs.append(f"the graph is cut at `{name}`")
         elif tensor.shape.rank is None and item.tensor not in graph.constants:
             repairs.append(f"placeholder `{name}` of unknown rank has the shape that was given")

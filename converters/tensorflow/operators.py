@@ -18,16 +18,30 @@ RESIZES = {
 }
 
 
-def handlers() -> dict[str, tuple[Callable[..., None], list[str]]]:
+SCATTER_ADDS = 16
+"""The opset since which ONNX's ScatterND can add up what has the same index."""
+
+
+def handlers(opset: int) -> dict[str, tuple[Callable[..., None], list[str]]]:
     """Return the handlers in the form that `process_tf_graph` takes: by operator, with no arguments."""
-    found: dict[str, tuple[Callable[..., None], list[str]]] = {
-        "Log1p": (_log1p, []),
-        "Expm1": (_expm1, []),
-        "Erfc": (_erfc, []),
-        "Xlogy": (_xlogy, []),
-        "Xdivy": (_xdivy, []),
+    found = {
+        "Log1p": _log1p,
+        "Expm1": _expm1,
+        "Erfc": _erfc,
+        "Xlogy": _xlogy,
+        "Xdivy": _xdivy,
+        **dict.fromkeys(RESIZES, _resize),
     }
-    return found | {kind: (_resize, []) for kind in RESIZES}
+    if opset >= SCATTER_ADDS:
+        found |= {"ScatterNd": _scatter, "TensorScatterAdd": _scatter_add}
+    return {operator: (_adapted(handler), []) for operator, handler in found.items()}
+
+
+def _adapted(handler: Callable[[Any, Any], None]) -> Callable[..., None]:
+    def handle(ctx: Any, node: Any, _name: str, _arguments: Any) -> None:
+        handler(ctx, node)
+
+    return handle
 
 
 def _number(ctx: Any, tensor: str, value: float) -> str:
@@ -55,26 +69,26 @@ def _replace(ctx: Any, node: Any, operator: str, inputs: list[str], **attributes
     )
 
 
-def _log1p(ctx: Any, node: Any, name: str, args: Any) -> None:
+def _log1p(ctx: Any, node: Any) -> None:
     """log(1 + x)."""
     one = _number(ctx, node.input[0], 1)
     _replace(ctx, node, "Log", ctx.make_node("Add", [node.input[0], one]).output)
 
 
-def _expm1(ctx: Any, node: Any, name: str, args: Any) -> None:
+def _expm1(ctx: Any, node: Any) -> None:
     """exp(x) - 1."""
     one = _number(ctx, node.input[0], 1)
     power = ctx.make_node("Exp", [node.input[0]]).output[0]
     _replace(ctx, node, "Sub", [power, one])
 
 
-def _erfc(ctx: Any, node: Any, name: str, args: Any) -> None:
+def _erfc(ctx: Any, node: Any) -> None:
     """1 - erf(x)."""
     one = _number(ctx, node.input[0], 1)
     _replace(ctx, node, "Sub", [one, ctx.make_node("Erf", [node.input[0]]).output[0]])
 
 
-def _xlogy(ctx: Any, node: Any, name: str, args: Any) -> None:
+def _xlogy(ctx: Any, node: Any) -> None:
     """x log(y), 0 where x is 0."""
     product = ctx.make_node(
         "Mul", [node.input[0], ctx.make_node("Log", [node.input[1]]).output[0]]
@@ -82,7 +96,7 @@ def _xlogy(ctx: Any, node: Any, name: str, args: Any) -> None:
     _zero_where_zero(ctx, node, product)
 
 
-def _xdivy(ctx: Any, node: Any, name: str, args: Any) -> None:
+def _xdivy(ctx: Any, node: Any) -> None:
     """x / y, 0 where x is 0."""
     _zero_where_zero(ctx, node, ctx.make_node("Div", list(node.input)).output[0])
 
@@ -93,10 +107,31 @@ def _zero_where_zero(ctx: Any, node: Any, value: str) -> None:
     _replace(ctx, node, "Where", [is_zero, zero, value])
 
 
+def _scatter(ctx: Any, node: Any) -> None:
+    """Zeros of a given shape with rows added: the same index twice adds both (tf2onnx keeps one)."""
+    import onnx
+
+    indices, rows, shape = node.input
+    shape = ctx.make_node("Cast", [shape], attr={"to": onnx.TensorProto.INT64}).output[0]
+    base = ctx.make_node("Expand", [_number(ctx, rows, 0), shape]).output[0]
+    _added(ctx, node, base, indices, rows)
+
+
+def _scatter_add(ctx: Any, node: Any) -> None:
+    _added(ctx, node, *node.input)
+
+
+def _added(ctx: Any, node: Any, base: str, indices: str, rows: str) -> None:
+    import onnx
+
+    places = ctx.make_node("Cast", [indices], attr={"to": onnx.TensorProto.INT64}).output[0]
+    _replace(ctx, node, "ScatterND", [base, places, rows], reduction="add")
+
+
 # ---- sizes of images
 
 
-def _resize(ctx: Any, node: Any, name: str, args: Any) -> None:
+def _resize(ctx: Any, node: Any) -> None:
     """Resize [batch, height, width, channels].
 
     With known sizes, what ONNX's Resize would round differently is written with the indices or the
@@ -106,7 +141,11 @@ def _resize(ctx: Any, node: Any, name: str, args: Any) -> None:
 
     shape = ctx.get_shape(node.input[0])
     old = [shape[1], shape[2]] if shape and len(shape) == 4 else [-1, -1]
-    new = [int(size) for size in node.inputs[1].get_tensor_value()] if node.inputs[1].is_const() else []
+    new = (
+        [int(size) for size in node.inputs[1].get_tensor_value()]
+        if node.inputs[1].is_const()
+        else []
+    )
     data = node.input[0]
     if node.type != "ResizeNearestNeighbor" and ctx.get_dtype(data) != onnx.TensorProto.FLOAT:
         data = ctx.make_node("Cast", [data], attr={"to": onnx.TensorProto.FLOAT}).output[0]
@@ -115,8 +154,10 @@ def _resize(ctx: Any, node: Any, name: str, args: Any) -> None:
         return  # left as it is, and refused by its name: ONNX has no such mode
     if known and node.type in ("ResizeBicubic", "ResizeArea"):
         _weighted(ctx, node, data, old, new)
-    elif known and node.type == "ResizeNearestNeighbor" and any(
-        b % a for a, b in zip(old, new, strict=True)
+    elif (
+        known
+        and node.type == "ResizeNearestNeighbor"
+        and any(b % a for a, b in zip(old, new, strict=True))
     ):
         _picked(ctx, node, data, old, new)
     else:
@@ -194,7 +235,7 @@ def _plain(ctx: Any, node: Any, data: str) -> None:
         places = "align_corners"
     elif flags.get("half_pixel_centers"):
         places = "half_pixel"
-    attributes = {
+    attributes: dict[str, Any] = {
         "mode": RESIZES[node.type],
         "coordinate_transformation_mode": places,
         "nearest_mode": "floor" if places == "asymmetric" else "round_prefer_ceil",

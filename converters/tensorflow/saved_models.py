@@ -107,7 +107,9 @@ def _from_info(name: str, info: Any) -> Tensor:
 
     if info.WhichOneof("encoding") != "name":
         raise UnsupportedError(
-            f"`{name}` is a sparse or composite tensor, ONNX has dense ones only"
+            f"`{name}` is a sparse or composite tensor, ONNX has dense ones only",
+            hint="export it dense (`.to_tensor()`, `tf.sparse.to_dense`), or choose others: "
+            "`--set outputs=NAME`, `--set inputs=NAME`",
         )
     shape = None
     if not info.tensor_shape.unknown_rank:

@@ -79,7 +79,7 @@ class State:
 
 def writes(graph_def: Any, needed: set[str]) -> dict[str, str]:
     """Return the operators that write variables among the `needed` nodes, and a node of each."""
-    found = {}
+    found: dict[str, str] = {}
     for node in flattening.nodes_and_bodies(graph_def, needed):
         if node.op in _WRITES or node.op in _OTHER_WRITES:
             found.setdefault(node.op, node.name)
@@ -96,10 +96,13 @@ def explicit(
     """
     flat, names = flattening.flat_graph(session, tuple(outputs), tuple(stops))
     nodes = {node.name: node for node in flat.node}
+    for node in flattening.nodes_and_bodies(flat, set(nodes)):
+        # inside a loop or a branch, which stay functions
+        inner = node.op in _WRITES and nodes.get(node.name) != node
+        if node.op in _OTHER_WRITES or inner:
+            raise _refusal(node)
     written: dict[str, list[Any]] = {}
     for node in list(flat.node):
-        if node.op in _OTHER_WRITES:
-            raise _refusal(node)
         if node.op in _WRITES:
             written.setdefault(_variable(node.input[0], nodes), []).append(node)
     used = set(taken)

@@ -24,6 +24,10 @@ _QUIET = frozenset(
 )
 _WEIGHS = ("MatMul", "Conv", "DepthwiseConv", "BiasAdd", "Gather", "ResourceGather", "Einsum")
 """How the operators begin that put weights to data: no loss does that after the labels came in."""
+_STEERS = frozenset(
+    ["Switch", "RefSwitch", "LoopCond", "Enter", "RefEnter", "NextIteration", "ControlTrigger"]
+)
+"""Parts of loops and branches that nobody reads where a branch does not need them."""
 _SHAPES = frozenset({"Shape", "ShapeN", "Size", "Rank"})
 """What comes after them no longer depends on the values."""
 _OF_A_LOSS = frozenset(
@@ -115,14 +119,28 @@ class _Flow:
             if name in tainted or not _can_be_output(node):
                 continue
             readers = [one for one in self.readers[name] if _can_be_read(self.nodes[one])]
-            if not readers:
+            if not readers and not self._steers(node):
                 # what depends on no input is a counter or a schedule, where anything does
                 if not fed or name in alive or not alive:
                     found[name] = None
-            elif name in alive and name in weighed and any(one in tainted for one in readers):
+            elif (
+                readers
+                and name in alive
+                and name in weighed
+                and any(one in tainted for one in readers)
+            ):
                 for one in self._out_of_the_loss(name, tainted):
                     found[one] = None
-        return self._without_followers(list(found), tainted), labels
+        chosen = self._without_followers(list(found), tainted)
+        # of a loop's results only some are read; the others are its counters
+        results = [name for name in chosen if self.nodes[name].operator != "Exit"]
+        return results or chosen, labels
+
+    def _steers(self, node: Node) -> bool:
+        """Whether a node only says which way a loop or a branch goes."""
+        sources = [self.nodes[one] for one in _data(node) if one in self.nodes]
+        passes = node.operator == "Identity" and sources and sources[0].operator in _STEERS
+        return node.operator in _STEERS or bool(passes)
 
     def _without_followers(self, names: list[str], tainted: set[str]) -> list[str]:
         """Leave out an argmax or a regulariser that follows another output of the same name list."""
