@@ -1,7 +1,8 @@
 """Real models with golden inputs and outputs, and what an ONNX file makes of them.
 
 A model is a folder `FORMAT/NAME` with its files, `golden.npz` (arrays `in_KEY` and `out_KEY`) and
-`golden.json` (`framework`, and in `tensor_names` the model's own name of each key).
+`golden.json` (`framework`, and in `tensor_names` the model's own name of each key). Where there is
+`golden_second_call.npz` too, the model keeps state, and that call came after the first.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class GoldenModel:
     framework: str
     feed: dict[str, Array]
     expected: dict[str, Array]
+    later: tuple[tuple[dict[str, Array], dict[str, Array]], ...] = ()
 
     @property
     def name(self) -> str:
@@ -67,12 +69,28 @@ def find(models: Path, wanted: tuple[str, ...] = ()) -> list[GoldenModel]:
 
 def read(folder: Path) -> GoldenModel:
     """Return the model in `folder`."""
+    (first, framework), *later = [
+        _call(path)
+        for path in (folder / "golden", folder / "golden_second_call")
+        if path.with_suffix(".json").is_file()
+    ]
+    return GoldenModel(
+        folder=folder,
+        framework=framework,
+        feed=first[0],
+        expected=first[1],
+        later=tuple(call for call, _ in later),
+    )
+
+
+def _call(stem: Path) -> tuple[tuple[dict[str, Array], dict[str, Array]], str]:
+    """Return inputs and outputs of one call, and the framework that made it."""
     import numpy as np
 
     from deploykit.tensors import read_tensors
 
-    about = json.loads((folder / "golden.json").read_text())
-    tensors = read_tensors(folder / "golden.npz")
+    about = json.loads(stem.with_suffix(".json").read_text())
+    tensors = read_tensors(stem.with_suffix(".npz"))
     feed, expected = (
         {name: tensors[f"{side}_{key}"] for key, name in about["tensor_names"][side].items()}
         for side in ("in", "out")
@@ -83,7 +101,7 @@ def read(folder: Path) -> GoldenModel:
         # ONNX has no ragged tensors: the borders are inputs of their own
         ragged = [name for name, array in feed.items() if len(array) == borders[-1]]
         feed |= {f"{name}.lengths": lengths for name in ragged}
-    return GoldenModel(folder=folder, framework=about["framework"], feed=feed, expected=expected)
+    return (feed, expected), about["framework"]
 
 
 def judge(path: Path, model: GoldenModel, tolerance: Tolerance) -> str:
@@ -97,6 +115,8 @@ def judge(path: Path, model: GoldenModel, tolerance: Tolerance) -> str:
     options.intra_op_num_threads = 2
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        if model.later:
+            return _judge_sequence(session, model, tolerance)
         inputs = {value.name: tuple(value.shape) for value in session.get_inputs()}
         feed = paired(model.feed, inputs)
         for value in session.get_inputs():
@@ -115,6 +135,35 @@ def judge(path: Path, model: GoldenModel, tolerance: Tolerance) -> str:
     found = {name: outputs[name] for name in wanted}
     bad = [one for one in compare(wanted, found, tolerance) if not one.ok]
     return f"wrong: {bad[0].output}: {bad[0].reason}" if bad else "right"
+
+
+def _judge_sequence(session: Any, model: GoldenModel, tolerance: Tolerance) -> str:
+    """Judge calls one after the other: state begins as zeros, and what came out goes in again."""
+    import numpy as np
+
+    from deploykit.parity import compare
+
+    shapes = {value.name: tuple(value.shape) for value in session.get_inputs()}
+    names = [value.name for value in session.get_outputs()]
+    state = {
+        name: np.zeros(shapes[name], np.float32)
+        for name in shapes
+        if name.endswith("_in") and f"{name[:-3]}_out" in names
+    }
+    if not state:
+        return "wrong: it keeps no state from one call to the next"
+    for number, (given, expected) in enumerate(((model.feed, model.expected), *model.later)):
+        own = {name: shape for name, shape in shapes.items() if name not in state}
+        values = session.run(names, {**paired(given, own), **state})
+        outputs = dict(zip(names, values, strict=True))
+        state = {name: outputs[f"{name[:-3]}_out"] for name in state}
+        wanted = paired(expected, {name: array.shape for name, array in outputs.items()})
+        if len(wanted) < len(expected):
+            return f"wrong: outputs {', '.join(names)}, not {', '.join(expected)}"
+        for one in compare(wanted, {name: outputs[name] for name in wanted}, tolerance):
+            if not one.ok:
+                return f"wrong: {one.output} of call {number + 1}: {one.reason}"
+    return "right"
 
 
 def paired(tensors: Mapping[str, Array], shapes: Mapping[str, tuple[Any, ...]]) -> dict[str, Array]:

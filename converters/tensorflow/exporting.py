@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from deploykit._plugins.converters.tensorflow import operators
 from deploykit._plugins.converters.tensorflow.freezing import Frozen
 
 from deploykit.errors import PluginError, UnsupportedError
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
 _OWN = frozenset({"Const", "Placeholder", "PlaceholderV2", "PlaceholderWithDefault"})
 """TensorFlow's names that tf2onnx keeps for its own constants and inputs until the end."""
+
+_FAILURES = (ValueError, TypeError, LookupError, AttributeError, AssertionError, RuntimeError)
+"""What tf2onnx raises where it meets what it did not expect."""
 
 DEFAULT_OPSET = 18
 """The newest that tf2onnx 1.17 writes without known faults."""
@@ -37,13 +41,20 @@ def export_graph(frozen: Frozen, opset: int | None) -> onnx.ModelProto:
         tf.import_graph_def(optimised, name="")
         phase("converting to ONNX")
         present = {node.name for node in optimised.node}
-        converted = tfonnx.process_tf_graph(
-            graph,
-            opset=opset or DEFAULT_OPSET,
-            input_names=[name for name in inputs if name.split(":")[0] in present],
-            output_names=outputs,
-            tensors_to_rename=names,
-        )
+        try:
+            converted = tfonnx.process_tf_graph(
+                graph,
+                opset=opset or DEFAULT_OPSET,
+                custom_op_handlers=operators.handlers(opset or DEFAULT_OPSET),
+                input_names=[name for name in inputs if name.split(":")[0] in present],
+                output_names=outputs,
+                tensors_to_rename=names,
+            )
+        except _FAILURES as error:
+            reason = str(error).removeprefix("make_sure failure: ") or type(error).__name__
+            raise UnsupportedError(
+                f"tf2onnx cannot convert this graph: {reason}", hint=_advice([])
+            ) from error
     return finish(
         converted,
         [item.spec for item in frozen.inputs],
@@ -109,16 +120,32 @@ def refuse_unsupported(converted: Any) -> None:
     """Raise UnsupportedError where tf2onnx left operators of TensorFlow in its graph."""
     import onnx
 
-    left: dict[str, None] = {}
+    left: dict[str, str] = {}
     graphs = [converted]
     while graphs:
         graph = graphs.pop()
         for node in graph.get_nodes():
             standard = node.domain in ("", "ai.onnx")
             if standard and node.type not in _OWN and not onnx.defs.has(node.type):
-                left[node.type.removeprefix("TFL_")] = None
+                name = node.name.removeprefix("model/").replace("PartitionedCall/", "")
+                left.setdefault(node.type.removeprefix("TFL_"), name)
             graphs.extend((node.get_body_graphs() or {}).values())
     if left:
+        listed = ", ".join(f"{operator} (node `{node}`)" for operator, node in left.items())
         raise UnsupportedError(
-            f"tf2onnx has no ONNX form for {', '.join(left)}", operators=tuple(left)
+            f"tf2onnx has no ONNX form for {listed}", hint=_advice(left), operators=tuple(left)
         )
+
+
+def _advice(operators: Iterable[str]) -> str:
+    if any("Lookup" in name or "HashTable" in name for name in operators):
+        return (
+            "look words up before the model: take the numbers that the table gives as the input, "
+            "`--set inputs=NODE:0`"
+        )
+    if any(name.startswith(("String", "Decode", "Regex", "Parse")) for name in operators):
+        return "prepare text and files before the model: `--set inputs=NODE:0` begins behind that"
+    return (
+        "take outputs before it (`--set outputs=NODE:0`) or inputs behind it "
+        "(`--set inputs=NODE:0`), or write that layer with other operators"
+    )

@@ -7,32 +7,12 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from deploykit._plugins.converters.tensorflow import complex_numbers, flattening
 from deploykit._plugins.converters.tensorflow.graphs import Graph, Tensor
 
-from deploykit.errors import UnsupportedError, UsageError
+from deploykit.errors import UsageError
 from deploykit.progress import phase
 from deploykit.protocol import DynamicAxis
-
-_WRITES = frozenset(
-    [
-        "Assign",
-        "AssignAdd",
-        "AssignSub",
-        "AssignVariableOp",
-        "AssignAddVariableOp",
-        "AssignSubVariableOp",
-        "ScatterUpdate",
-        "ScatterAdd",
-        "ScatterSub",
-        "ScatterNdUpdate",
-        "ResourceScatterUpdate",
-        "ResourceScatterAdd",
-        "ResourceScatterNdUpdate",
-        "LookupTableInsert",
-        "LookupTableInsertV2",
-        "TensorListPushBackResource",
-    ]
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +28,8 @@ class Frozen:
 def freeze(graph: Graph, dynamic: tuple[DynamicAxis, ...] = ()) -> Frozen:
     """Turn the variables of `graph` into constants and its inputs into placeholders of known rank.
 
-    Raises UnsupportedError for a graph that writes variables, UsageError for an input whose rank
-    nobody said.
+    State comes after the other inputs and outputs. Raises UsageError for an input whose rank nobody
+    said.
     """
     import tensorflow as tf
     from tensorflow.python.framework.convert_to_constants import (
@@ -57,66 +37,45 @@ def freeze(graph: Graph, dynamic: tuple[DynamicAxis, ...] = ()) -> Frozen:
     )
 
     phase("freezing variables")
-    names = [item.tensor.split(":")[0] for item in graph.outputs]
-    whole = graph.session.graph.as_graph_def(add_shapes=False)
-    stops = {item.tensor.split(":")[0] for item in graph.inputs}
-    needed = _needed(whole, names, stops)
-    _refuse_writes(whole, needed)
+    inputs, repairs = _with_shapes(graph, dynamic)
+    if graph.state is not None:
+        whole, variables = graph.state.graph_def, graph.state.variables
+        outputs = [
+            *(
+                dataclasses.replace(item, tensor=f"{name}:0")
+                for item, name in zip(graph.outputs, graph.state.outputs, strict=True)
+            ),
+            *(Tensor(tensor=f"{item.result}:0", spec=item.output) for item in variables),
+        ]
+        inputs += tuple(Tensor(tensor=item.tensor, spec=item.input) for item in variables)
+    else:
+        whole, outputs = graph.session.graph.as_graph_def(add_shapes=False), list(graph.outputs)
+    ends = [item.tensor.split(":")[0] for item in outputs]
+    # what lies behind an inner tensor that became an input stays until it is replaced
+    needed = flattening.needed_nodes(
+        whole, [*ends, *(item.tensor.split(":")[0] for item in inputs)]
+    )
     kept = tf.compat.v1.GraphDef(versions=whole.versions, library=whole.library)
     kept.node.extend(node for node in whole.node if node.name in needed)
     for node in kept.node:
         node.device = ""
+        node.attr.pop("_class", None)  # "beside that node", which may be gone
+        if node.op == "VarHandleOp":
+            flattening.read_operation(graph.session.graph, node.name)
     with graph.session.graph.as_default():
-        frozen = convert_variables_to_constants_from_session_graph(graph.session, kept, names)
-    inputs, repairs = _with_shapes(graph, dynamic)
+        frozen = convert_variables_to_constants_from_session_graph(graph.session, kept, ends)
+    bodies = (function.node_def for function in frozen.library.function)
+    for node in (*frozen.node, *(node for body in bodies for node in body)):
+        # a loop that carried a variable's handle now carries its value
+        node.attr.pop("_output_shapes", None)
+    connected = _reconnected(frozen, inputs, tuple(outputs), graph)
+    real, said = complex_numbers.lowered(connected)
     return Frozen(
-        graph_def=_reconnected(frozen, inputs, graph.outputs),
+        graph_def=real,
         inputs=inputs,
-        outputs=graph.outputs,
-        repairs=repairs,
+        outputs=tuple(outputs),
+        repairs=(*graph.repairs, *repairs, *said),
     )
-
-
-def _needed(graph_def: Any, outputs: list[str], stops: set[str]) -> set[str]:
-    """Return the nodes that `outputs` depend on, not looking behind the inputs."""
-    nodes = {node.name: node for node in graph_def.node}
-    waiting, found = [*outputs, *stops], set()
-    while waiting:
-        name = waiting.pop()
-        if name in found or name not in nodes:
-            continue
-        found.add(name)
-        waiting.extend(
-            source.lstrip("^").split(":")[0]
-            for source in nodes[name].input
-            # the graph is cut at an inner tensor that was named as input, but must stay loadable
-        )
-    return found
-
-
-def _refuse_writes(graph_def: Any, needed: set[str]) -> None:
-    functions = {item.signature.name: item for item in graph_def.library.function}
-    waiting = [node for node in graph_def.node if node.name in needed]
-    seen: set[str] = set()
-    written: dict[str, None] = {}
-    while waiting:
-        node = waiting.pop()
-        if node.op in _WRITES:
-            written[node.op] = None
-        called = [node.op]
-        for value in node.attr.values():
-            called += [value.func.name, *(item.name for item in value.list.func)]
-        for name in called:
-            if name in functions and name not in seen:
-                seen.add(name)
-                waiting.extend(functions[name].node_def)
-    if written:
-        raise UnsupportedError(
-            f"the model keeps state between calls (it runs {', '.join(sorted(written))}), "
-            "an ONNX model does not",
-            hint="export a variant whose state is an input and an output",
-            operators=tuple(sorted(written)),
-        )
 
 
 def _with_shapes(
@@ -147,9 +106,10 @@ def _with_shapes(
             for axis, size in enumerate(item.spec.shape)
         )
         tensor = graph.session.graph.get_tensor_by_name(item.tensor)
-        if not tensor.op.type.startswith("Placeholder"):
+        said = any("begins at " in line and f"`{name}`" in line for line in graph.repairs)
+        if not tensor.op.type.startswith("Placeholder") and not said:
             repairs.append(f"the graph is cut at `{name}`")
-        elif tensor.shape.rank is None:
+        elif tensor.shape.rank is None and item.tensor not in graph.constants:
             repairs.append(f"placeholder `{name}` of unknown rank has the shape that was given")
         inputs.append(dataclasses.replace(item, spec=dataclasses.replace(item.spec, shape=shape)))
     return tuple(inputs), tuple(repairs)
@@ -161,7 +121,9 @@ def axis_name(input_name: str, axis: int) -> str:
     return "batch" if axis == 0 else f"{re.sub(r'[^0-9A-Za-z]+', '_', input_name)}_axis{axis}"
 
 
-def _reconnected(graph_def: Any, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> Any:
+def _reconnected(
+    graph_def: Any, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...], source: Graph
+) -> Any:
     """Import `graph_def` behind new placeholders: any tensor can be an input, with any shape."""
     import tensorflow as tf
 
@@ -171,6 +133,10 @@ def _reconnected(graph_def: Any, inputs: tuple[Tensor, ...], outputs: tuple[Tens
             sizes = [size if isinstance(size, int) else None for size in item.spec.shape or ()]
             dtype = tf.dtypes.as_dtype(item.spec.dtype)
             fed[item.tensor] = tf.compat.v1.placeholder(dtype, sizes, name=f"input_{number}")
+        for name, value in source.constants.items():
+            fed[name] = tf.constant(value)
+        for name in source.draws:  # its size no longer matters either
+            fed[name] = tf.constant(0.5, graph_tensor_dtype(source, name))
         tensors = [item.tensor for item in outputs]
         present = {node.name for node in graph_def.node}
         used = {name: tensor for name, tensor in fed.items() if name.split(":")[0] in present}
@@ -181,27 +147,9 @@ def _reconnected(graph_def: Any, inputs: tuple[Tensor, ...], outputs: tuple[Tens
             tf.identity(tensor, name=f"output_{number}")
         reachable = [f"output_{number}" for number in range(len(outputs))]
         reachable += [f"input_{number}" for number in range(len(inputs))]
-        return _inlined(graph, reachable)
+        return flattening.inlined(graph, reachable)
 
 
-def _inlined(graph: Any, outputs: list[str]) -> Any:
-    """Return the GraphDef of `graph` that `outputs` need, with function calls replaced by bodies.
-
-    A Keras SavedModel is one call; left so, the weights are arguments to tf2onnx, not constants.
-    """
-    import tensorflow as tf
-    from tensorflow.core.protobuf import rewriter_config_pb2
-    from tensorflow.python.grappler import tf_optimizer
-
-    kept = tf.compat.v1.graph_util.extract_sub_graph(graph.as_graph_def(), outputs)
-    for function in kept.library.function:
-        # the name of a faster variant for another device, which inlining must not choose
-        function.attr.pop("api_implements", None)
-    meta = tf.compat.v1.train.export_meta_graph(graph_def=kept, graph=graph)
-    meta.collection_def["train_op"].node_list.value.extend(f"{name}:0" for name in outputs)
-    config = tf.compat.v1.ConfigProto()
-    options = config.graph_options.rewrite_options
-    options.min_graph_nodes = -1
-    options.optimizers.append("function")
-    options.function_optimization = rewriter_config_pb2.RewriterConfig.AGGRESSIVE
-    return tf_optimizer.OptimizeGraph(config, meta)
+def graph_tensor_dtype(graph: Graph, name: str) -> Any:
+    """Return the dtype of a tensor of the open graph."""
+    return graph.session.graph.get_tensor_by_name(name).dtype

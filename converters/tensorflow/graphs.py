@@ -1,19 +1,26 @@
-"""A TensorFlow graph, open in a session: from a SavedModel of any age, or from a frozen GraphDef.
+"""A TensorFlow graph, open in a session: from a SavedModel of any age, a frozen GraphDef, a checkpoint.
 
-Both go through the TensorFlow-1 loader. It needs no Python objects of the model, so it also reads
+All go through the TensorFlow-1 loader. It needs no Python objects of the model, so it also reads
 SavedModels whose Keras objects (optimizer slots, custom layers) today's TensorFlow cannot rebuild.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deploykit.errors import SourceError, UnsupportedError, UsageError
 from deploykit.progress import phase
 from deploykit.protocol import Signature, Source, TensorSpec
+
+if TYPE_CHECKING:
+    import numpy as np
+    from deploykit._plugins.converters.tensorflow.states import State
+
+    Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,28 +33,39 @@ class Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Graph:
-    """A TensorFlow graph with its variables in `session` (a tf.compat.v1.Session)."""
+    """A TensorFlow graph with its variables in `session` (a tf.compat.v1.Session).
+
+    `constants` are tensors with a value that holds in every run, `draws` random tensors that no
+    longer matter then. `state` are variables that become inputs and outputs.
+    """
 
     session: Any
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
+    constants: dict[str, Array] = field(default_factory=dict)
+    draws: tuple[str, ...] = ()
+    state: State | None = None
+    repairs: tuple[str, ...] = ()
 
     def signature(self) -> Signature:
-        """Return inputs and outputs with the source's names."""
+        """Return inputs and outputs with the source's names, those of state last."""
+        state = self.state.variables if self.state else ()
         return Signature(
-            inputs=tuple(item.spec for item in self.inputs),
-            outputs=tuple(item.spec for item in self.outputs),
+            inputs=(*(item.spec for item in self.inputs), *(item.input for item in state)),
+            outputs=(*(item.spec for item in self.outputs), *(item.output for item in state)),
         )
 
 
 def open_graph(source: Source, threads: int | None = None) -> Graph:
-    """Load the SavedModel or GraphDef of `source`.
+    """Load the model of `source`.
 
     Raises SourceError where it cannot be read, UnsupportedError where this TensorFlow lacks one of
-    its operators, UsageError where settings or `--input` name what is not in it.
+    its operators or ONNX has no form for what it does (random numbers, decoding text), UsageError
+    where settings or `--input` name what is not in it.
     """
     phase("importing tensorflow")
     import tensorflow as tf
+    from deploykit._plugins.converters.tensorflow import graph_files, saved_models
 
     phase("loading the model")
     tf.compat.v1.logging.set_verbosity(tf.compat.v1.logging.ERROR)
@@ -59,16 +77,18 @@ def open_graph(source: Source, threads: int | None = None) -> Graph:
     try:
         with session.graph.as_default():
             if source.format == "tensorflow/saved_model":
-                graph = _saved_model(source, session)
+                graph = saved_models.load(source, session)
+            elif source.format == "tensorflow/checkpoint":
+                graph = graph_files.load_checkpoint(source, session)
             else:
-                graph = _graph_def(source, session)
-    except (tf.errors.OpError, ValueError, OSError) as error:
+                graph = graph_files.load_graph_def(source, session)
+            return _prepared(graph, source)
+    except (tf.errors.OpError, ValueError, OSError, TypeError) as error:
         session.close()
         raise _unreadable(source, error) from error
     except BaseException:
         session.close()
         raise
-    return graph
 
 
 def _unreadable(source: Source, error: Exception) -> SourceError | UnsupportedError:
@@ -78,115 +98,99 @@ def _unreadable(source: Source, error: Exception) -> SourceError | UnsupportedEr
     if missing:
         return UnsupportedError(
             f"`{source.location}` uses the operator {missing}, which this TensorFlow does not have",
+            hint="it came with a library of the model's authors, or with tf.contrib: name outputs "
+            "before it, or inputs behind it, if the rest is what you need",
             operators=(missing,),
         )
     return SourceError(f"TensorFlow cannot read `{source.location}`: {reason}")
 
 
-# ---- SavedModel
+def _prepared(graph: Graph, source: Source) -> Graph:
+    """Fix constants, switch dropout off, and make state explicit."""
+    from deploykit._plugins.converters.tensorflow import dropout, flattening, states
 
-
-def _saved_model(source: Source, session: Any) -> Graph:
-    import tensorflow as tf
-    from tensorflow.python.saved_model import loader_impl
-
-    check_settings(source, ("signature",))
-    tags = [
-        set(meta.meta_info_def.tags)
-        for meta in loader_impl.parse_saved_model(source.location).meta_graphs
-    ]
-    chosen = {"serve"} if {"serve"} in tags else tags[0]
-    meta = tf.compat.v1.saved_model.loader.load(session, sorted(chosen), source.location)
-    signatures = {
-        name: item for name, item in meta.signature_def.items() if name != "__saved_model_init_op"
-    }
-    wanted = source.options.get("signature", "serving_default")
-    if wanted not in signatures and "signature" not in source.options and len(signatures) == 1:
-        wanted = next(iter(signatures))
-    if wanted not in signatures:
-        raise UsageError(
-            f"`{Path(source.location).name}` has no signature `{wanted}`",
-            hint=f"--set signature=NAME, one of: {', '.join(sorted(signatures)) or 'none at all'}",
-        )
-    chosen_signature = signatures[wanted]
-    specs = {spec.name: spec for spec in source.inputs}
-    inputs = [_from_info(name, info) for name, info in sorted(chosen_signature.inputs.items())]
-    outputs = [_from_info(name, info) for name, info in sorted(chosen_signature.outputs.items())]
-    _check_names(specs, [item.spec.name for item in inputs])
-    return Graph(
-        session=session,
-        inputs=tuple(_overridden(item, specs.get(item.spec.name)) for item in inputs),
-        outputs=_apart(outputs, inputs),
+    constants = _constants(graph, source)
+    inputs = tuple(item for item in graph.inputs if item.tensor not in constants)
+    whole = graph.session.graph.as_graph_def(add_shapes=False)
+    tensors = [item.tensor for item in graph.outputs]
+    stops = [item.tensor for item in inputs]
+    nodes = [name.split(":")[0] for name in tensors]
+    ends = {name.split(":")[0] for name in (*stops, *constants)}
+    needed = flattening.needed_nodes(whole, nodes, ends)
+    quiet = dropout.quieten(whole, needed, dict.fromkeys(constants, 0.0))
+    for name, value in quiet.fixed.items():
+        constants[name] = _value_for(graph.session.graph.get_tensor_by_name(name), value)
+    inputs = tuple(_scalar_if(item, constants) for item in inputs)
+    state = None
+    repairs = [*graph.repairs, *quiet.repairs]
+    if states.writes(whole, needed):
+        taken = [item.spec.name for item in (*inputs, *graph.outputs)]
+        state = states.explicit(graph.session, tensors, stops, taken)
+        repairs += [_said(variable) for variable in state.variables]
+    return dataclasses.replace(
+        graph,
+        inputs=inputs,
+        constants=constants,
+        draws=quiet.draws,
+        state=state,
+        repairs=tuple(repairs),
     )
 
 
-def _from_info(name: str, info: Any) -> Tensor:
-    import tensorflow as tf
-
-    if info.WhichOneof("encoding") != "name":
-        raise UnsupportedError(
-            f"`{name}` is a sparse or composite tensor, ONNX has dense ones only"
-        )
-    shape = None
-    if not info.tensor_shape.unknown_rank:
-        shape = tuple(None if d.size < 0 else int(d.size) for d in info.tensor_shape.dim)
-    dtype = tf.dtypes.as_dtype(info.dtype).name
-    return Tensor(tensor=info.name, spec=TensorSpec(name=name, dtype=dtype, shape=shape))
+def _scalar_if(item: Tensor, constants: dict[str, Array]) -> Tensor:
+    """Give an input that has no effect any more a rank, where it has none."""
+    if item.tensor not in constants or item.spec.shape is not None:
+        return item
+    return dataclasses.replace(item, spec=dataclasses.replace(item.spec, shape=()))
 
 
-def _apart(outputs: list[Tensor], inputs: list[Tensor]) -> tuple[Tensor, ...]:
-    """Rename an output that has the name of an input: one ONNX graph cannot hold both."""
-    taken = {item.spec.name for item in inputs}
-    return tuple(
-        item
-        if item.spec.name not in taken
-        else Tensor(
-            tensor=item.tensor,
-            spec=TensorSpec(
-                name=f"{item.spec.name}_output", dtype=item.spec.dtype, shape=item.spec.shape
-            ),
-        )
-        for item in outputs
+def _said(variable: Any) -> str:
+    initial = variable.initial
+    start = "zeros" if not initial.any() else f"the values in the metadata `{variable.input.name}`"
+    return (
+        f"state `{variable.node}` is the input `{variable.input.name}` and the output "
+        f"`{variable.output.name}`: begin with {start}, then give back what came out"
     )
 
 
-# ---- GraphDef
+def _constants(graph: Graph, source: Source) -> dict[str, Array]:
+    """Return what `--set constants=a=1,b=false` fixes, by tensor."""
+    found: dict[str, Array] = {}
+    by_name = {item.spec.name: item.tensor for item in graph.inputs}
+    for text in names(source, "constants"):
+        name, sign, value = text.partition("=")
+        if not sign:
+            raise UsageError(
+                f"`{text}` in the setting `constants` gives no value",
+                hint="as in --set constants=is_training=false,keep_prob=1",
+            )
+        tensor = find_tensor(by_name.get(name.strip(), name.strip()), graph.session.graph, source)
+        found[tensor.name] = _value_for(tensor, value.strip())
+    return found
 
 
-def _graph_def(source: Source, session: Any) -> Graph:
-    import tensorflow as tf
-    from google.protobuf.message import DecodeError
+def _value_for(tensor: Any, value: str | float) -> Array:
+    import numpy as np
 
-    check_settings(source, ("inputs", "outputs"))
-    graph_def = tf.compat.v1.GraphDef()
+    words = {"true": 1.0, "yes": 1.0, "false": 0.0, "no": 0.0}
     try:
-        graph_def.ParseFromString(Path(source.location).read_bytes())
-    except DecodeError as error:
-        raise SourceError(f"`{source.location}` is no GraphDef: {error}") from error
-    if not graph_def.node:
-        raise SourceError(f"`{source.location}` holds a graph without nodes")
-    tf.import_graph_def(graph_def, name="")
-    specs = {plain(spec.name): spec for spec in source.inputs}
-    named_inputs = _names(source, "inputs")
-    if not named_inputs:
-        placeholders = [node.name for node in graph_def.node if node.op == "Placeholder"]
-        inner = [name for name in specs if name not in placeholders]
-        # naming an inner tensor with --input cuts the graph there
-        named_inputs = (
-            [name for name in placeholders if name in specs] + inner if inner else placeholders
-        )
-    if not named_inputs:
-        raise SourceError(
-            f"`{source.location}` has no placeholder", hint="name the inputs: --set inputs=a:0,b:0"
-        )
-    named_outputs = _names(source, "outputs") or _unconsumed(graph_def)
-    inputs = [_from_graph(name, session.graph, source) for name in named_inputs]
-    _check_names(specs, [item.spec.name for item in inputs])
-    return Graph(
-        session=session,
-        inputs=tuple(_overridden(item, specs.get(item.spec.name)) for item in inputs),
-        outputs=tuple(_from_graph(name, session.graph, source) for name in named_outputs),
-    )
+        number = words[value.lower()] if str(value).lower() in words else float(value)  # type: ignore[union-attr]
+    except ValueError as error:
+        raise UsageError(
+            f"`{value}` is no value for `{tensor.name}`", hint="a number, or true or false"
+        ) from error
+    shape = tensor.shape
+    if shape.rank and not shape.is_fully_defined():
+        raise UsageError(f"`{tensor.name}` has no certain size, so one value cannot fill it")
+    return np.full(shape.as_list() if shape.rank else (), number, tensor.dtype.as_numpy_dtype)
+
+
+# ---- for all formats
+
+
+def names(source: Source, setting: str) -> list[str]:
+    """Return what a setting lists with commas."""
+    return [name.strip() for name in source.options.get(setting, "").split(",") if name.strip()]
 
 
 def plain(name: str) -> str:
@@ -194,52 +198,33 @@ def plain(name: str) -> str:
     return name.removesuffix(":0")
 
 
-def _names(source: Source, setting: str) -> list[str]:
-    return [name.strip() for name in source.options.get(setting, "").split(",") if name.strip()]
-
-
-def _unconsumed(graph_def: Any) -> list[str]:
-    """Return the nodes whose output nothing reads, in the order of the file."""
-    read = {name.split(":")[0] for node in graph_def.node for name in node.input if name[0] != "^"}
-    silent = {
-        "Placeholder",
-        "PlaceholderWithDefault",
-        "Const",
-        "NoOp",
-        "Assert",
-        "SaveV2",
-        "Assign",
-    }
-    names = [
-        node.name for node in graph_def.node if node.name not in read and node.op not in silent
-    ]
-    if not names:
-        raise SourceError(
-            "every node of the graph is read by another, so none is an output",
-            hint="name the outputs: --set outputs=a:0,b:0",
-        )
-    return names
-
-
-def _from_graph(name: str, graph: Any, source: Source) -> Tensor:
-    tensor_name = name if ":" in name else f"{name}:0"
+def find_tensor(name: str, graph: Any, source: Source) -> Any:
+    """Return the tensor `name` (`:0` may be left out). Raises UsageError where there is none."""
+    full = name if ":" in name else f"{name}:0"
     try:
-        tensor = graph.get_tensor_by_name(tensor_name)
+        return graph.get_tensor_by_name(full)
     except (KeyError, ValueError) as error:
-        raise UsageError(
-            f"`{Path(source.location).name}` has no tensor `{tensor_name}`",
-            hint="tensors are named NODE:NUMBER, as in --set outputs=dense/BiasAdd:0",
-        ) from error
+        raise no_tensor(full, source) from error
+
+
+def no_tensor(name: str, source: Source) -> UsageError:
+    """Return the error for a tensor that is not in the graph."""
+    return UsageError(
+        f"`{Path(source.location).name}` has no tensor `{name}`",
+        hint="tensors are named NODE:NUMBER, as in --set outputs=dense/BiasAdd:0",
+    )
+
+
+def from_graph(name: str, graph: Any, source: Source) -> Tensor:
+    """Return the tensor `name` as an input or output, named as the graph has it."""
+    tensor = find_tensor(name, graph, source)
     shape = None
     if tensor.shape.rank is not None:
         shape = tuple(None if size is None else int(size) for size in tensor.shape.as_list())
     return Tensor(
-        tensor=tensor_name,
-        spec=TensorSpec(name=plain(tensor_name), dtype=tensor.dtype.name, shape=shape),
+        tensor=tensor.name,
+        spec=TensorSpec(name=plain(tensor.name), dtype=tensor.dtype.base_dtype.name, shape=shape),
     )
-
-
-# ---- both
 
 
 def check_settings(source: Source, known: Iterable[str]) -> None:
@@ -251,13 +236,15 @@ def check_settings(source: Source, known: Iterable[str]) -> None:
             )
 
 
-def _check_names(specs: dict[str, TensorSpec], known: list[str]) -> None:
+def check_names(specs: dict[str, TensorSpec], known: list[str]) -> None:
+    """Raise UsageError for an input of the user's that the model does not have."""
     for name in specs:
         if name not in known:
             raise UsageError(f"the model has no input `{name}`", hint=f"inputs: {', '.join(known)}")
 
 
-def _overridden(item: Tensor, spec: TensorSpec | None) -> Tensor:
+def overridden(item: Tensor, spec: TensorSpec | None) -> Tensor:
+    """Return `item` with the shape of `spec`, the user's word about it."""
     if spec is None:
         return item
     if spec.dtype != item.spec.dtype:

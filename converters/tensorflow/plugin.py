@@ -4,14 +4,15 @@
 #
 # [tool.deploykit]
 # name = "tensorflow"
-# summary = "TensorFlow SavedModel (1 and 2), frozen GraphDef"
-# formats = ["tensorflow/saved_model", "tensorflow/graph_def"]
+# summary = "TensorFlow SavedModel (1 and 2), frozen GraphDef, checkpoint with graph"
+# formats = ["tensorflow/saved_model", "tensorflow/graph_def", "tensorflow/checkpoint"]
 # functions = ["inspect", "convert", "reference"]
 #
 # [tool.deploykit.settings]
 # signature = "SavedModel: which signature to convert (default: serving_default)"
-# inputs = "GraphDef: tensors to take as inputs, such as a:0,b:0; inner ones too (default: placeholders)"
-# outputs = "GraphDef: tensors to take as outputs (default: those that no node reads)"
+# inputs = "tensors to take as inputs, such as a:0,b:0; inner ones too (default: found in the graph)"
+# outputs = "tensors to take as outputs, inner ones too (default: found in the graph)"
+# constants = "tensors that keep one value, such as is_training=false,keep_prob=1"
 # ///
 """TensorFlow to ONNX by tf2onnx, names and order as the source has them."""
 
@@ -55,7 +56,7 @@ def convert(request: ConvertRequest) -> ConvertResult:
 
     Raises UnsupportedError for an operator without ONNX form and for a model that keeps state.
     """
-    from deploykit._plugins.converters.tensorflow import exporting, freezing, graphs
+    from deploykit._plugins.converters.tensorflow import exporting, freezing, graphs, states
 
     graph = graphs.open_graph(request.source)
     try:
@@ -63,6 +64,8 @@ def convert(request: ConvertRequest) -> ConvertResult:
     finally:
         graph.session.close()
     model = exporting.export_graph(frozen, request.opset)
+    if graph.state is not None:
+        model.metadata_props.add(key=states.METADATA, value=states.metadata(graph.state))
     strip_traces(model)
     phase("checking the ONNX model")
     signature = write_model(model, request.output)
@@ -85,15 +88,13 @@ class GraphSession:
     """A TensorFlow graph that takes and gives numpy arrays by name."""
 
     def __init__(self, graph: Any) -> None:
+        from deploykit._plugins.converters.tensorflow.calling import caller
+
         signature: Signature = graph.signature()
         self.inputs: tuple[TensorSpec, ...] = signature.inputs
         self.outputs: tuple[TensorSpec, ...] = signature.outputs
         self._session = graph.session
-        # a callable skips the look-ups and checks of Session.run at every call
-        self._call: Callable[..., list[Array]] = graph.session.make_callable(
-            [item.tensor for item in graph.outputs],
-            feed_list=[item.tensor for item in graph.inputs],
-        )
+        self._call: Callable[..., list[Array]] = caller(graph)
 
     def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
         """Return every output by name."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from deploykit.errors import SourceError
-from deploykit.formats import foreign
+from deploykit.formats import foreign, tensorflow_checkpoint
 from deploykit.formats.content import open_content, shown
 from deploykit.formats.reading import Reading, listed
 from deploykit.formats.recognise import PARTS, READERS, classify, reader
@@ -52,6 +52,9 @@ def read_folder(folder: Path, format: str | None) -> Reading:
         if problem is not None:
             raise problem
         raise _none(folder, parts, format)
+    if len(models) > 1 and set(models.values()) == {"tensorflow/checkpoint"}:
+        last = tensorflow_checkpoint.newest(folder)
+        models = {last: "tensorflow/checkpoint"} if last is not None else models
     if len(models) > 1:
         raise _several(folder, models)
     ((path, kind),) = models.items()
@@ -128,7 +131,11 @@ def _distinct(found: dict[Path, str]) -> dict[Path, str]:
     """Return one file for each model: some have several that are recognised."""
     groups: dict[tuple[str, str], list[Path]] = {}
     for path, kind in found.items():
-        stem = path.stem if kind in ("tensorflow/checkpoint", "caffe/caffemodel") else path.name
+        stem = path.name
+        if kind == "tensorflow/checkpoint":
+            stem = tensorflow_checkpoint.prefix(path)
+        elif kind == "caffe/caffemodel":
+            stem = path.stem
         groups.setdefault((kind, stem), []).append(path)
     for kind, main in (("caffe/caffemodel", ".caffemodel"), ("caffe2/net", "")):
         own = [path for path, other in found.items() if other == kind]

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from deploykit.errors import SourceError, UsageError
-from deploykit.formats import foreign, numpy_pickle, python_reference
+from deploykit.formats import foreign, numpy_pickle, python_reference, tensorflow_checkpoint
 from deploykit.formats.content import open_content, shown
 from deploykit.formats.folder import read_folder
 from deploykit.formats.reading import FormatError, Reading, RunsCodeError, listed
@@ -70,6 +70,8 @@ def _read_file(path: Path, format: str | None) -> Reading:
             f"`{path}` is a file, and {format} is not",
             hint="leave --from away, or name the folder (of code: `module.py:callable`)",
         )
+    if path.name == "checkpoint" and (last := tensorflow_checkpoint.newest(path.parent)):
+        path = last
     content = open_content(path)
     kind = format if format in READERS else classify(content)
     if kind is None:

@@ -95,8 +95,6 @@ SIDE_EFFECTS = frozenset(
     ]
 )
 """Whose results nobody consumes, and which are no outputs."""
-TRAINING = ("gradients/", "save/", "report_uninitialized")
-"""How the names of nodes begin that training and saving add to a graph."""
 GIVES_BOOL = frozenset(
     [
         "Equal",
@@ -115,6 +113,7 @@ GIVES_BOOL = frozenset(
         "All",
     ]
 )
+GUESSED = "found in the graph, which does not say; --set outputs=a,b names others"
 NOT_PARAMETERS = frozenset({"int64", "string", "bool", "resource", "variant"})
 Shape = tuple[Dimension, ...] | None
 
@@ -188,10 +187,7 @@ def read(content: Content) -> Reading:
         nodes = list(graph.everything())
     except FormatError as error:
         raise damaged(content.path, "TensorFlow GraphDef", error) from error
-    details = {
-        "inputs": "every placeholder",
-        "outputs": "every node that no other consumes",
-    }
+    details = {"inputs": GUESSED, "outputs": GUESSED}
     if graph.producer:
         details["producer"] = f"graph version {graph.producer}"
     unfrozen = [node.name for node in graph.nodes.values() if node.operator in VARIABLES]
@@ -314,28 +310,13 @@ def constant_elements(nodes: Iterable[Node]) -> int:
 
 
 def guess_signature(graph: Graph) -> Signature:
-    """Return the placeholders as inputs, and as outputs what no node consumes.
+    """Return inputs and outputs of a graph, which a GraphDef does not say: see `find_endpoints`."""
+    # that module is built on this one
+    from deploykit.formats.tensorflow_endpoints import find_endpoints
 
-    A GraphDef does not say what its outputs are.
-    """
-    consumed: set[str] = set()
-    for node in graph.nodes.values():
-        for name in node.inputs:
-            consumed.add(name.removeprefix("^").split(":", 1)[0])
-    inputs = [
-        node
-        for node in graph.nodes.values()
-        if node.operator in PLACEHOLDERS and not node.name.startswith(TRAINING)
-    ]
-    outputs = [
-        node
-        for node in graph.nodes.values()
-        if node.name not in consumed
-        and node.operator not in SIDE_EFFECTS
-        and node.operator not in PLACEHOLDERS
-        and not node.operator.startswith(("Assign", "Resource"))
-        and not node.name.startswith(TRAINING)
-    ]
+    found = find_endpoints(graph)
+    inputs = [graph.nodes[name] for name in found.inputs]
+    outputs = [graph.nodes[name] for name in found.outputs]
     return Signature(
         inputs=tuple(
             TensorSpec(

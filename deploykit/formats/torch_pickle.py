@@ -11,7 +11,7 @@ from typing import Any
 
 from deploykit.errors import SourceError
 from deploykit.formats import numpy_pickle, safetensors_file
-from deploykit.formats.content import Content, damaged, shown
+from deploykit.formats.content import LARGEST_DOCUMENT, Content, damaged, shown
 from deploykit.formats.pickle_scan import Call, Global, Mapping, Persistent, Pickle, scan, walk
 from deploykit.formats.reading import (
     UNKNOWN_DTYPE,
