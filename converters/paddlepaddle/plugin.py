@@ -9,8 +9,8 @@
 #
 # [tool.deploykit]
 # name = "paddle"
-# summary = "Paddle 2 programs, Paddle 3 PIR programs, Paddle 1 fluid models"
-# formats = ["paddle/program", "paddle/pir", "paddle/fluid"]
+# summary = "Paddle 2 programs, Paddle 3 PIR programs, Paddle 1 fluid models, layers by reference"
+# formats = ["paddle/program", "paddle/pir", "paddle/fluid", "paddle/layer"]
 # functions = ["inspect", "convert", "reference"]
 #
 # [tool.deploykit.settings]
@@ -28,6 +28,8 @@ ourselves (`ragged.py`).
 from __future__ import annotations
 
 import contextlib
+import tempfile
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -35,6 +37,7 @@ from deploykit._plugins.converters.paddlepaddle import (
     exporting,
     files,
     graph,
+    layers,
     predictor,
     program,
     ragged,
@@ -68,7 +71,7 @@ def inspect(source: Source) -> Signature:
     Raises SourceError where the model cannot be read, UnsupportedError where sequences are nested.
     """
     _check_settings(source)
-    with files.open_model(source.location, source.format) as model:
+    with _opened(source) as model:
         rows = program.read_ragged(model)
         signature: Signature
         if rows is not None:
@@ -94,7 +97,7 @@ def convert(request: ConvertRequest) -> ConvertResult:
             hint=f"paddle2onnx writes opsets {OPSETS.start} to {OPSETS.stop - 1}",
         )
     done: list[str] = []
-    with files.open_model(source.location, source.format) as model:
+    with _opened(source) as model:
         rows = program.read_ragged(model)
         if rows is not None:
             result: ConvertResult = ragged.convert(rows, model, request)
@@ -126,7 +129,7 @@ def reference(request: ReferenceRequest) -> Session:
     source = request.source
     _check_settings(source)
     with contextlib.ExitStack() as stack:
-        model = stack.enter_context(files.open_model(source.location, source.format))
+        model = stack.enter_context(_opened(source))
         rows = program.read_ragged(model)
         if rows is not None:
             signature = ragged.signature(rows, source)
@@ -140,6 +143,19 @@ def reference(request: ReferenceRequest) -> Session:
         kept = stack.pop_all()
     session: Session = predictor.PaddleSession(engine, signature, kept.close)
     return session
+
+
+@contextlib.contextmanager
+def _opened(source: Source) -> Iterator[files.ModelFiles]:
+    """Open the files of the model; those of a layer are written first."""
+    if source.format != "paddle/layer":
+        with files.open_model(source.location, source.format) as model:
+            yield model
+        return
+    with tempfile.TemporaryDirectory(prefix="deploykit-paddle-") as folder:
+        path = layers.save(source, Path(folder))
+        with files.open_model(str(path), "paddle/pir") as model:
+            yield model
 
 
 def _check_settings(source: Source) -> dict[str, str]:

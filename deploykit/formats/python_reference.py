@@ -13,7 +13,13 @@ from deploykit.formats.reading import Reading, listed
 
 LARGEST_MODULE = 8 << 20
 
-FORMATS = ("pytorch/module", "paddle/layer", "theano/reference", "jax/reference")
+FORMATS = (
+    "pytorch/module",
+    "paddle/layer",
+    "theano/reference",
+    "jax/reference",
+    "keras/reference",
+)
 """What the callable can be a model of; the first where the file's imports do not say."""
 
 IMPORTS = {
@@ -24,6 +30,8 @@ IMPORTS = {
     "lasagne": "theano/reference",
     "jax": "jax/reference",
     "flax": "jax/reference",
+    "keras": "keras/reference",
+    "tensorflow": "keras/reference",
 }
 """Packages by which a file shows its framework, in this order where it imports several."""
 

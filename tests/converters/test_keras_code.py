@@ -1,0 +1,62 @@
+"""Keras models by reference: built and computed by Keras, converted by our own map."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+import deploykit as dk
+from deploykit import environments, plugins
+from deploykit.errors import SourceError, UsageError
+
+pytestmark = pytest.mark.environment
+
+CODE = Path(__file__).resolve().parent.parent / "fixtures" / "code" / "keras_models.py"
+TRAIN = """
+import sys, numpy as np
+sys.path.insert(0, sys.argv[1])
+from keras_models import digits
+model = digits()
+random = np.random.default_rng(0)
+model.set_weights([np.abs(random.standard_normal(w.shape)) for w in model.get_weights()])
+x = random.standard_normal((5, 8, 8, 1)).astype("float32")
+model.save_weights(sys.argv[2] + "/trained.weights.h5")
+np.savez(sys.argv[2] + "/golden.npz", x=x, y=np.asarray(model(x)))
+"""
+
+
+def test_its_format_is_told_by_its_imports() -> None:
+    found = dk.inspect(f"{CODE}:digits")
+    assert (found.format, found.framework) == ("keras/reference", "Keras")
+
+
+def test_weights_in_a_file_of_their_own(tmp_path: Path) -> None:
+    python = environments.interpreter(plugins.converter("keras-code"), install=True)
+    subprocess.run(
+        [str(python), "-c", TRAIN, str(CODE.parent), str(tmp_path)], check=True, capture_output=True
+    )
+    golden = np.load(tmp_path / "golden.npz")
+    source = dk.SourceOptions(settings={"weights": str(tmp_path / "trained.weights.h5")})
+    done = dk.convert(f"{CODE}:digits", tmp_path / "out.onnx", source=source)
+    assert done.verified
+    assert [str(spec) for spec in done.signature.inputs] == ["image:float32[batch,8,8,1]"]
+    session = onnxruntime.InferenceSession(tmp_path / "out.onnx")
+    (scores,) = session.run(None, {"image": golden["x"]})
+    np.testing.assert_allclose(scores, golden["y"], rtol=1e-4, atol=1e-6)
+
+
+def test_what_is_no_model_and_weights_that_do_not_fit(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="returned a str, not a keras"):
+        dk.convert(f"{CODE}:no_model", tmp_path / "out.onnx")
+    (tmp_path / "other.weights.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
+    source = dk.SourceOptions(settings={"weights": str(tmp_path / "other.weights.h5")})
+    with pytest.raises(UsageError, match="do not fit"):
+        dk.convert(f"{CODE}:digits", tmp_path / "out.onnx", source=source)
+    with pytest.raises(UsageError, match="no setting `w`"):
+        dk.convert(
+            f"{CODE}:digits", tmp_path / "out.onnx", source=dk.SourceOptions(settings={"w": "1"})
+        )
