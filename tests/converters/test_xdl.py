@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from deploykit._plugins.converters.xdl import checkpoint, plugin, reading, tables
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from onnx import numpy_helper
 
 import deploykit as dk
 from deploykit.errors import DeploykitError, SourceError, UnsupportedError, UsageError
@@ -393,6 +395,32 @@ def test_a_checkpoint_with_a_graph_is_the_whole_model(tmp_path: Path) -> None:
     (found,) = session_of(tmp_path / "c.onnx").run(None, {"net/w.ids": np.array([4, 0, 5, -1])})
     np.testing.assert_allclose(found[:2], checkpoint.read(folder).dense("net/w")[[4, 0]], rtol=1e-6)
     assert not found[2:].any()
+
+
+def test_ids_of_64_bits_guard_against_runtimes_of_32(tmp_path: Path) -> None:
+    """OpenVINO keeps int64 in int32: it gives no numbers rather than the vectors of other ids."""
+    graphs = {}
+    for name, keys in (("narrow", CONTIGUOUS), ("wide", np.array([5, 5 + (1 << 32), 9, -7]))):
+        (tmp_path / name).mkdir()
+        path, _ = sparse_model(tmp_path / name, keys)
+        convert(path, tmp_path / "o.onnx")
+        graphs[name] = onnx.load(tmp_path / "o.onnx").graph
+    limits = {
+        name: [one for one in graph.initializer if numpy_helper.to_array(one).tolist() == 1 << 33]
+        for name, graph in graphs.items()
+    }
+    assert limits["wide"]
+    assert not limits["narrow"]
+    # the comparison depends on the ids, or a compiler would do it in advance
+    compared = {one.name for one in limits["wide"]}
+    nodes = {output: node for node in graphs["wide"].node for output in node.output}
+    guard = next(node for node in graphs["wide"].node if compared & set(node.input))
+    waiting, seen = [guard.input[0]], set()
+    while waiting:
+        name = waiting.pop()
+        seen.add(name)
+        waiting += nodes[name].input if name in nodes else []
+    assert "mine.ids" in seen
 
 
 def test_ids_may_be_unique_already(tmp_path: Path) -> None:

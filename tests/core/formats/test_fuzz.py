@@ -165,6 +165,9 @@ HOSTILE = {
     "hdf5": b"\x89HDF\r\n\x1a\n" + bytes(92) + b"model_config\0" * 1000,
     "mxnet count": b'{"nodes": [{"op": ' + b"[" * 100_000,
     "keras json": b'{"class_name": "Sequential", "config": ' + b"[" * 100_000,
+    "xdl graph": field(1, field(1, "/KSum") + field(2, "KSum")) * 1000
+    + b"\x0a\xff\xff\xff\xff\x0f",
+    "xdl graph of depth": b'node {\n  name: "/KSum"' + b" attr { value {" * 100_000,
     "paddle parameters": struct.pack("<IQ", 0, 3) + struct.pack("<Q", 1 << 63) * 4,
 }
 
