@@ -309,6 +309,7 @@ def _list_shapes(model: Model) -> dict[str, tuple[Dimension, ...]]:
     ends of a sequence stand in a matrix [batch, length], which is read row by row.
     """
     found: dict[str, tuple[Dimension, ...]] = {}
+    grouped = model.network.grouped()
     for name, source in model.lookups.items():
         own = _pooled(source)
         count = f"{own.ids.name.removesuffix('.ids')}.count"
@@ -326,6 +327,8 @@ def _list_shapes(model: Model) -> dict[str, tuple[Dimension, ...]]:
             found[source.indicator.name] = ("batch",)
         elif length:
             found[own.segments.name] = ("batch", length)
+        elif name in grouped:
+            found[own.segments.name] = ("groups",)
         else:
             found[own.segments.name] = ("batch",)
     return found
@@ -351,7 +354,8 @@ def _spec(model: Model, name: str, given: Mapping[str, TensorSpec]) -> TensorSpe
             hint=f"give it: `--input '{label}:{spec.dtype}[batch,...]'`",
         )
     if shape and shape[0] is None:
-        shape = ("batch", *shape[1:])
+        rows = "groups" if name in model.network.grouped() else "batch"
+        shape = (rows, *shape[1:])
     return TensorSpec(name=label, dtype=spec.dtype, shape=shape)
 
 
