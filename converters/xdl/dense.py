@@ -20,7 +20,7 @@ from deploykit._plugins.converters.xdl.graph_def import (
     tensor_reference,
 )
 from deploykit._plugins.converters.xdl.reading import Graph, Node
-from deploykit._plugins.converters.xdl.targets import Targets, of_symbol, of_tensors
+from deploykit._plugins.converters.xdl.targets import Targets, of_symbol, of_tensors, variables
 from deploykit._plugins.converters.xdl.tensor_values import Value
 
 from deploykit.errors import SourceError, UnsupportedError
@@ -107,6 +107,17 @@ class TensorNetwork:
         node = self.graph.nodes[tensor_reference(name)[0]]
         return TensorSpec(name=name, dtype=node.dtype("dtype"), shape=node.shape())
 
+    def grouped(self) -> set[str]:
+        """Return the inputs whose rows are taken by number, so that they are not those of the batch."""
+        known = {tensor_reference(name): True for name in self.inputs}
+        found: set[str] = set()
+        for node in self.graph.walk(self.wanted, known):
+            if node.op in ("Gather", "GatherV2") and node.dtype("Tparams").startswith("float"):
+                below = self.graph.walk(node.inputs[:1], known)
+                refs = {node.inputs[0], *(ref for one in below for ref in one.inputs)}
+                found |= {name for name in self.inputs if tensor_reference(name) in refs}
+        return found
+
     def refuse(self) -> None:
         """Raise UnsupportedError for operators without a mapping."""
         known = {tensor_reference(name): True for name in self.inputs}
@@ -170,6 +181,16 @@ class SymbolNetwork:
         build.wide = bool(self.cancelling(weights))
         outputs: list[TensorSpec] = symbol_mapping.emit(build, model, specs)
         return outputs
+
+    def grouped(self) -> set[str]:
+        """Return the inputs whose rows are taken by number, so that they are not those of the batch."""
+        used = needed(self.symbol)
+        found: set[str] = set()
+        for at in used:
+            node = self.symbol.nodes[at]
+            if node.op == "take" and node.value("axis", 0) == 0:
+                found |= variables(self.symbol, node.inputs[0][0])
+        return found
 
     def cancelling(self, weights: Mapping[str, Array]) -> tuple[str, ...]:
         """Return the batch normalisations that subtract means far larger than what is left.

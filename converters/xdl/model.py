@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,7 @@ class Model:
     tables: Mapping[str, Table]
     lookups: Mapping[str, Pooled | Taken]
     reshapes: reshaping.Reshapes | None
+    features: Mapping[sparse.Ref, str] = field(default_factory=dict)
     notes: tuple[str, ...] = field(default=())
 
     def build(
@@ -49,6 +51,13 @@ class Model:
     def evaluate(self, feed: Mapping[str, Array]) -> dict[str, Array]:
         """Return the outputs by definition; see `evaluate`."""
         return evaluate(self, feed)
+
+    def label(self, name: str) -> str:
+        """Return what the input `name` of the dense network is called: its tag in the whole model."""
+        source = self.sources.get(name)
+        if self.lookups and isinstance(source, Outside) and source.ref in self.features:
+            return self.features[source.ref]
+        return name
 
     def direct(self) -> list[str]:
         """Return the inputs of the dense network that are inputs of the model."""
@@ -116,6 +125,7 @@ def assemble(graph: Graph, weights: Weights, *, outputs: tuple[str, ...], pooled
         tables=tables,
         lookups=lookups,
         reshapes=reshapes,
+        features=graph.features,
         notes=(
             *notes,
             *_told(network, arrays, reshapes, tables),
@@ -154,6 +164,8 @@ def _told(
                 f"computed in float64: {', '.join(wide)} subtract means that float32 cannot"
             )
     searched = [name for name, one in tables.items() if not mapping.is_contiguous(one)]
+    if tables:
+        notes.append("ids that a table lacks give zeros")
     if searched:
         notes.append(
             f"ids of {', '.join(searched)} are scattered: verify with real ones (`--sample`)"
@@ -215,22 +227,24 @@ def build(
     for one in lists:
         spec = TensorSpec(name=one.name, dtype=one.dtype, shape=shapes[one.name])
         specs.append(_told_by_user(spec, given))
-    direct = [_told_by_user(_spec(model, name, given), given) for name in model.direct()]
-    every = [_with_names(spec, dynamic) for spec in [*specs, *direct]]
+    for name in model.direct():
+        # the same data may feed lookups and the network
+        if model.label(name) not in {spec.name for spec in specs}:
+            specs.append(_told_by_user(_spec(model, name, given), given))
+    every = [_with_names(spec, dynamic) for spec in specs]
     if unknown := [name for name in given if name not in {spec.name for spec in every}]:
         raise UsageError(
             f"the model has no input `{unknown[0]}`",
             hint=f"its inputs: {', '.join(spec.name for spec in every)}"[:500],
         )
     names = {spec.name: builder.input(spec.name, spec.dtype, spec.shape or ()) for spec in every}
-    builder.joined = {name: names[name] for name in model.direct()}
+    builder.joined = {name: names[model.label(name)] for name in model.direct()}
     builder.joined |= _looked_up(builder, model, names)
+    by_name = {spec.name: spec for spec in every}
     inner = [
-        next(
-            (spec for spec in every if spec.name == name and name not in model.lookups),
-            None,
-        )
-        or _rows(model, name)
+        _rows(model, name)
+        if name in model.lookups
+        else dataclasses.replace(by_name[model.label(name)], name=name)
         for name in model.network.inputs
         if name in model.lookups or name in model.direct()
     ]
@@ -295,6 +309,7 @@ def _list_shapes(model: Model) -> dict[str, tuple[Dimension, ...]]:
     ends of a sequence stand in a matrix [batch, length], which is read row by row.
     """
     found: dict[str, tuple[Dimension, ...]] = {}
+    grouped = model.network.grouped()
     for name, source in model.lookups.items():
         own = _pooled(source)
         count = f"{own.ids.name.removesuffix('.ids')}.count"
@@ -312,6 +327,8 @@ def _list_shapes(model: Model) -> dict[str, tuple[Dimension, ...]]:
             found[source.indicator.name] = ("batch",)
         elif length:
             found[own.segments.name] = ("batch", length)
+        elif name in grouped:
+            found[own.segments.name] = ("groups",)
         else:
             found[own.segments.name] = ("batch",)
     return found
@@ -328,16 +345,18 @@ def _spec(model: Model, name: str, given: Mapping[str, TensorSpec]) -> TensorSpe
         shape = (f"{reshapes.history(name)}_rows", *shape[1:])
     elif shape is None and reshapes is not None:
         shape = reshapes.declared.get(name)
-    if shape is None and name in given:
-        shape = given[name].shape
+    label = model.label(name)
+    if shape is None and label in given:
+        shape = given[label].shape
     if shape is None:
         raise UsageError(
-            f"the graph does not say the shape of the input `{name}`",
-            hint=f"give it: `--input '{name}:{spec.dtype}[batch,...]'`",
+            f"the graph does not say the shape of the input `{label}`",
+            hint=f"give it: `--input '{label}:{spec.dtype}[batch,...]'`",
         )
     if shape and shape[0] is None:
-        shape = ("batch", *shape[1:])
-    return TensorSpec(name=name, dtype=spec.dtype, shape=shape)
+        rows = "groups" if name in model.network.grouped() else "batch"
+        shape = (rows, *shape[1:])
+    return TensorSpec(name=label, dtype=spec.dtype, shape=shape)
 
 
 def _told_by_user(spec: TensorSpec, given: Mapping[str, TensorSpec]) -> TensorSpec:
@@ -360,7 +379,7 @@ def _with_names(spec: TensorSpec, dynamic: tuple[DynamicAxis, ...]) -> TensorSpe
 
 def evaluate(model: Model, feed: Mapping[str, Array]) -> dict[str, Array]:
     """Return the outputs by definition. Raises ValueError where the inputs do not fit together."""
-    values: dict[str, Any] = {name: feed[name] for name in model.direct()}
+    values: dict[str, Any] = {name: feed[model.label(name)] for name in model.direct()}
     values |= model.weights
     for name, source in model.lookups.items():
         values[name] = evaluation.compute(source, feed, model.tables)

@@ -136,7 +136,7 @@ def _predictions(graph: Graph, node: Node, symbol: Symbol) -> list[tuple[int, in
     found = []
     for at, head in enumerate(heads):
         is_loss = symbol.nodes[head[0]].op in ("MakeLoss", "make_loss")
-        if at not in updates and not is_loss and not labels & _variables(symbol, head[0]):
+        if at not in updates and not is_loss and not labels & variables(symbol, head[0]):
             found.append(head)
     if not found:
         raise UnsupportedError(
@@ -146,8 +146,8 @@ def _predictions(graph: Graph, node: Node, symbol: Symbol) -> list[tuple[int, in
     return found
 
 
-def _variables(symbol: Symbol, number: int) -> set[str]:
-    """Return the names of the variables that a node depends on."""
+def variables(symbol: Symbol, number: int) -> set[str]:
+    """Return the names of the variables that a node of a symbol depends on."""
     found: set[str] = set()
     seen: set[int] = set()
     waiting = [number]

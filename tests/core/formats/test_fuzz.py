@@ -180,6 +180,9 @@ HOSTILE = {
     + "EVersion\0".encode("utf-16-le")
     + struct.pack("<Q", 1 << 63)
     + "ECN\0".encode("utf-16-le"),
+    "xdl graph": field(1, field(1, "/KSum") + field(2, "KSum")) * 1000
+    + b"\x0a\xff\xff\xff\xff\x0f",
+    "xdl graph of depth": b'node {\n  name: "/KSum"' + b" attr { value {" * 100_000,
     "paddle parameters": struct.pack("<IQ", 0, 3) + struct.pack("<Q", 1 << 63) * 4,
 }
 
