@@ -115,7 +115,7 @@ class Emitter:
 
     def _known(self, value: Value) -> Array:
         assert value.constant is not None
-        if value.doubled is not None and not _equal(value.doubled, value.constant):
+        if value.doubled is not None and not _repeats(value.doubled, value.constant):
             raise self.fixed("computes with the size of the batch")
         return value.constant
 
@@ -184,6 +184,30 @@ class Emitter:
             self.build.constant(np.asarray(zero)),
             axis=axis,
         )
+
+    def unfused(self, stored: str, tensor: Tensor, axis: int, rank: int) -> str:
+        """Return what the integers `stored` of weights stand for, without DequantizeLinear.
+
+        Runtimes turn DequantizeLinear before a product into integer kernels that round the
+        activations in their own way, where TensorFlow Lite has one.
+        """
+        about = tensor.quantization
+        assert about is not None
+        scale, zero = about.scale, about.zero_point.astype("float32")
+        shape = [1] * rank
+        if about.per_channel:
+            shape[axis] = -1
+        plain = self.add("Cast", stored, to=1)
+        if zero.any():
+            plain = self.add("Sub", plain, self.build.constant(zero.reshape(shape)))
+        return self.add("Mul", plain, self.build.constant(scale.reshape(shape)))
+
+    def weight(self, value: Value) -> str:
+        """Return the real numbers of weights that meet real activations."""
+        about = value.tensor.quantization
+        if value.tensor.quantized and about is not None:
+            return self.unfused(self.stored(value), value.tensor, about.axis, value.rank)
+        return self.real(value)
 
     def quantized(self, real: str, tensor: Tensor) -> str:
         """Return `real` as the integers of `tensor`."""
@@ -317,6 +341,17 @@ def _equal(a: Array, b: Array) -> bool:
     import numpy as np
 
     return a.shape == b.shape and bool(np.array_equal(a, b))
+
+
+def _repeats(doubled: Array, once: Array) -> bool:
+    """Whether the content for a batch of two is that for one, twice: zeros of the batch's size."""
+    import numpy as np
+
+    if doubled.ndim != once.ndim:
+        return False
+    grown = [at for at in range(once.ndim) if doubled.shape[at] != once.shape[at]]
+    alike = not grown or (len(grown) == 1 and once.shape[grown[0]] == 1)
+    return alike and bool((doubled == np.broadcast_to(once, doubled.shape)).all())
 
 
 def same_scale(one: Tensor, other: Tensor) -> bool:

@@ -73,6 +73,8 @@ def emit(
     Raises UnsupportedError for an operator without ONNX form, FixedBatchError where the batch
     cannot grow, ValueError where the parts of the graph do not fit together.
     """
+    import numpy as np
+
     refuse(graph)
     m = Emitter(build)
     values: dict[int, Value] = {}
@@ -94,6 +96,8 @@ def emit(
     specs, batches = [], []
     for at, name in zip(graph.outputs, names, strict=True):
         value = _value(graph.tensors[at], values)
+        if value.doubled is not None and np.shape(value.doubled) != value.shape:
+            raise m.fixed(f"the output `{name}` has nothing but the size of the batch")
         shape: list[Dimension] = list(value.shape)
         if value.batch is not None:
             if value.shape[value.batch] != 1:

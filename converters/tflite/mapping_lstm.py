@@ -26,7 +26,7 @@ def turned(m: Emitter, value: Value) -> str:
             value.constant.T.astype("float32"), f"{value.tensor.name}/turned"
         )
     else:
-        found = m.add("Transpose", m.real(value), perm=[1, 0])
+        found = m.add("Transpose", m.weight(value), perm=[1, 0])
     return found
 
 

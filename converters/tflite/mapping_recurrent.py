@@ -175,7 +175,7 @@ def step_rnn(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> li
     data = m.real(x)
     if hybrid.is_hybrid(x, w):
         data = hybrid.rounded(m, data, [1], asymmetric=bool(op.options["asymmetric"]))
-    name = m.add("Gemm", data, m.real(w), m.real(b), transB=1)
+    name = m.add("Gemm", data, m.weight(w), m.real(b), transB=1)
     if state.tensor.variable:
         m.forgets()
     else:
@@ -203,7 +203,7 @@ def filters(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> lis
     if hybrid.is_hybrid(x, features):
         data = hybrid.rounded(m, data, [1], asymmetric=bool(op.options["asymmetric"]))
     name = m.add("MatMul", data, lstm.turned(m, features))
-    last = m.add("Slice", m.real(time), m.sizes([-1]), m.sizes([1 << 62]), m.sizes([1]))
+    last = m.add("Slice", m.weight(time), m.sizes([-1]), m.sizes([1 << 62]), m.sizes([1]))
     name = m.add("Mul", name, m.add("Reshape", last, m.sizes([-1])))
     units = features.shape[0] // rank
     name = m.add("Reshape", name, m.sizes([-1, units, rank]))

@@ -67,44 +67,61 @@ def _pictures(m: Emitter, x: Value) -> int | None:
     return found
 
 
-def weights(m: Emitter, value: Value, order: Sequence[int]) -> str:
-    """Return the real weights with their axes in `order`."""
+def weights(m: Emitter, value: Value, order: Sequence[int], *, whole: bool) -> str:
+    """Return the real weights with their axes in `order`; `whole` where activations are integers."""
     import numpy as np
 
-    about, tensor = value.tensor.quantization, value.tensor
+    name, about = f"{value.tensor.name}/turned", value.tensor.quantization
     found: str
-    if value.constant is None or tensor.dtype == "int16":
+    if value.constant is None:
         found = m.add("Transpose", m.real(value), perm=list(order))
-    elif not tensor.quantized or about is None:
-        turned = np.ascontiguousarray(value.constant.transpose(order)).astype(np.float32)
-        found = m.build.constant(turned, f"{tensor.name}/turned")
-    else:
+    elif not value.tensor.quantized or about is None:
         turned = np.ascontiguousarray(value.constant.transpose(order))
-        zero = about.zero_point.astype(tensor.dtype)
-        found = m.add(
-            "DequantizeLinear",
-            m.build.constant(turned, f"{tensor.name}/turned"),
-            m.build.constant(about.scale if about.per_channel else about.scale[0]),
-            m.build.constant(zero if about.per_channel else zero[0]),
-            axis=list(order).index(about.axis) if about.per_channel else None,
-        )
+        found = m.build.constant(turned.astype(np.float32), name)
+    else:
+        stored = m.build.constant(np.ascontiguousarray(value.constant.transpose(order)), name)
+        axis = list(order).index(about.axis) if about.per_channel else 0
+        zero = about.zero_point.astype(value.tensor.dtype)
+        if not whole:
+            found = m.unfused(stored, value.tensor, axis, len(order))
+        else:
+            found = m.add(
+                "DequantizeLinear",
+                stored,
+                m.build.constant(about.scale if about.per_channel else about.scale[0]),
+                m.build.constant(zero if about.per_channel else zero[0]),
+                axis=axis if about.per_channel else None,
+            )
     return found
 
 
-def bias(m: Emitter, ins: Sequence[Value | None], at: int = 2) -> tuple[str, ...]:
-    """Return the bias, where there is one."""
+def bias(
+    m: Emitter, ins: Sequence[Value | None], x: Value, w: Value, at: int = 2
+) -> tuple[str, ...]:
+    """Return the bias, where there is one: integers count in steps of the product `x` times `w`."""
+    import numpy as np
+
     value = ins[at] if len(ins) > at else None
     if value is None:
         return ()
-    if value.tensor.dtype == "int64" and value.constant is not None:
-        import numpy as np
-
-        about = value.tensor.quantization
-        scale = np.float64(1) if about is None else about.scale.astype(np.float64)
-        return (m.number((value.constant * scale).astype(np.float32)),)
-    if value.tensor.dtype == "int32" and not value.tensor.quantized:
-        raise m.refuse("its bias has no scale")
-    return (m.real(value),)
+    about, theirs = x.tensor.quantization, w.tensor.quantization
+    if not x.tensor.quantized or about is None or theirs is None:
+        return (m.real(value),)
+    scale = (about.scale[0] * theirs.scale.astype(np.float64)).astype(np.float32)
+    if value.constant is None:
+        raise m.refuse("its bias is computed")
+    if value.tensor.dtype == "int64":
+        return (m.number((value.constant * scale.astype(np.float64)).astype(np.float32)),)
+    many = len(scale) > 1
+    return (
+        m.add(
+            "DequantizeLinear",
+            m.build.constant(value.constant, value.tensor.name),
+            m.build.constant(scale if many else scale[0]),
+            m.build.constant(np.zeros_like(scale if many else scale[0], np.int32)),
+            axis=0 if many else None,
+        ),
+    )
 
 
 def convolution(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
@@ -122,8 +139,8 @@ def convolution(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) ->
     name = m.add(
         "Conv",
         data,
-        weights(m, w, [0, 3, 1, 2]),
-        *bias(m, ins),
+        weights(m, w, [0, 3, 1, 2], whole=x.tensor.quantized),
+        *bias(m, ins, x, w),
         kernel_shape=kernel,
         strides=strides(op),
         dilations=_dilations(op),
@@ -149,8 +166,8 @@ def depthwise(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> l
     name = m.add(
         "Conv",
         data,
-        weights(m, w, [3, 0, 1, 2]),
-        *bias(m, ins),
+        weights(m, w, [3, 0, 1, 2], whole=x.tensor.quantized),
+        *bias(m, ins, x, w),
         kernel_shape=kernel,
         strides=strides(op),
         dilations=_dilations(op),
@@ -187,8 +204,8 @@ def transposed(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> 
     name = m.add(
         "ConvTranspose",
         m.real(x, first=True),
-        weights(m, w, [3, 0, 1, 2]),
-        *bias(m, ins, 3),
+        weights(m, w, [3, 0, 1, 2], whole=x.tensor.quantized),
+        *bias(m, ins, x, w, 3),
         kernel_shape=kernel,
         strides=steps,
         pads=pads,
@@ -210,8 +227,8 @@ def volume(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list
     name = m.add(
         "Conv",
         m.add("Transpose", m.real(x), perm=[0, 4, 1, 2, 3]),
-        weights(m, w, [4, 3, 0, 1, 2]),
-        *bias(m, ins),
+        weights(m, w, [4, 3, 0, 1, 2], whole=x.tensor.quantized),
+        *bias(m, ins, x, w),
         kernel_shape=kernel,
         strides=strides(op, 3),
         dilations=_dilations(op, 3),
@@ -271,10 +288,16 @@ def dense(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[
         asymmetric = bool(op.options["asymmetric"])
         data = hybrid.rounded(m, data, [len(shape) - 1], asymmetric=asymmetric)
     if len(shape) == 2:  # one node that runtimes know in integers too
-        name = m.add("Gemm", data, weights(m, w, [0, 1]), *bias(m, ins), transB=1)
+        name = m.add(
+            "Gemm",
+            data,
+            weights(m, w, [0, 1], whole=x.tensor.quantized),
+            *bias(m, ins, x, w),
+            transB=1,
+        )
     else:
-        name = m.add("MatMul", data, weights(m, w, [1, 0]))
-        for one in bias(m, ins):
+        name = m.add("MatMul", data, weights(m, w, [1, 0], whole=x.tensor.quantized))
+        for one in bias(m, ins, x, w):
             name = m.add("Add", name, one)
     name = m.activated(name, op.options["activation"], outs[0])
     return [m.made(outs[0], name, batch=batch, shape=(*shape[:-1], units))]
@@ -294,7 +317,7 @@ def products(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> li
     if hybrid.is_hybrid(x, y):
         asymmetric = bool(op.options["asymmetric"])
         left = hybrid.rounded(m, left, [x.rank - 1], asymmetric=asymmetric)
-    right = m.real(y)
+    right = m.real(y) if x.tensor.quantized else m.weight(y)
     if op.options["turn_y"]:
         right = m.add("Transpose", right, perm=[*range(y.rank - 2), y.rank - 1, y.rank - 2])
     if batch is None and x.batch is not None and y.batch is None and y.rank == 2:

@@ -210,7 +210,7 @@ def _tensor(index: int, table: Table, held: Sequence[memoryview]) -> Tensor:
         shape=tuple(shape),
         signature=tuple(signature or shape),
         constant=constant,
-        quantization=_quantization(name, table.table(4), shape),
+        quantization=_quantization(name, dtype, table.table(4), shape),
         variable=bool(table.number(5, 1)),
     )
 
@@ -261,7 +261,9 @@ def _unpacked(name: str, dtype: str, shape: Sequence[int], content: memoryview) 
     return np.where(signed >= 1 << (bits - 1), signed - (1 << bits), signed).astype(np.int8)
 
 
-def _quantization(name: str, table: Table | None, shape: Sequence[int]) -> Quantization | None:
+def _quantization(
+    name: str, dtype: str, table: Table | None, shape: Sequence[int]
+) -> Quantization | None:
     import numpy as np
 
     if table is None:
@@ -281,7 +283,11 @@ def _quantization(name: str, table: Table | None, shape: Sequence[int]) -> Quant
     elif zero_count == 1:
         zero = np.repeat(zero, count)
     axis = table.number(6, 4)
-    if not np.isfinite(scale).all() or (scale < 0).any() or len(zero) != count:
+    if not np.isfinite(scale).all():
+        if dtype in ("int32", "int64"):
+            return None  # of a bias: its scale is that of the product, and converters write any
+        raise FormatError(f"the tensor `{name}` has a scale that is no number")
+    if (scale < 0).any() or len(zero) != count:
         raise FormatError(f"the tensor `{name}` has an odd quantisation")
     if count > 1 and not (0 <= axis < len(shape) and shape[axis] == count):
         raise FormatError(f"the tensor `{name}` has {count} scales on axis {axis} of {list(shape)}")

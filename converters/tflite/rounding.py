@@ -44,13 +44,23 @@ def allowance(graph: Graph) -> tuple[int, float]:
         twice = evaluation.evaluate(graph, feed)
         once = evaluation.evaluate(graph, feed, once=True, shaken=True)
         for at in graph.outputs:
+            least = _last_step(graph, at)
             apart = np.abs(twice[at].astype(np.float64) - once[at].astype(np.float64))
             if _is_quantised(graph.tensors[at]):
                 steps = max(steps, int(apart.max(initial=0)), 1)
             elif apart.dtype.kind == "f":
                 scale = max(float(np.abs(twice[at]).max(initial=0)), 1e-2)
-                share = max(share, float(apart.max(initial=0)) / scale)
+                share = max(share, (float(apart.max(initial=0)) + least) / scale)
     return steps, min(MARGIN * share, 1.0)
+
+
+def _last_step(graph: Graph, at: int) -> float:
+    """Return the step of the integers from which a real output comes, 0 where it does not."""
+    for op in graph.operators:
+        if at in op.outputs and op.kind == "DEQUANTIZE":
+            about = graph.tensors[op.inputs[0]].quantization
+            return 0.0 if about is None else float(about.scale[0])
+    return 0.0
 
 
 def _is_quantised(tensor: Tensor) -> bool:
