@@ -166,9 +166,7 @@ def _random_streams(kind: Any) -> Any:
         def binomial(self, size: Any = None, n: int = 1, p: float = 0.5, **_: Any) -> Any:
             return self.gen(basic.binomial, n, p, size=size)
 
-        def uniform(
-            self, size: Any = None, low: float = 0.0, high: float = 1.0, **_: Any
-        ) -> Any:
+        def uniform(self, size: Any = None, low: float = 0.0, high: float = 1.0, **_: Any) -> Any:
             return self.gen(basic.uniform, low, high, size=size)
 
         def normal(self, size: Any = None, avg: float = 0.0, std: float = 1.0, **_: Any) -> Any:

@@ -197,7 +197,9 @@ def normalise(emission: Emission, node: Any) -> list[str]:
 def cross_entropy(emission: Emission, node: Any) -> list[str]:
     """Emit `-log` of the probability that each row gives to its class."""
     build = emission.build
-    column = build.add("Unsqueeze", emission.as_type(node.inputs[1], "int64"), build.shape_constant([1]))
+    column = build.add(
+        "Unsqueeze", emission.as_type(node.inputs[1], "int64"), build.shape_constant([1])
+    )
     chosen = build.add("GatherElements", emission.value(node.inputs[0]), column, axis=1)
     flat = build.add("Squeeze", chosen, build.shape_constant([1]))
     return [build.add("Neg", build.add("Log", flat))]
