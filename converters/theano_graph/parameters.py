@@ -107,6 +107,8 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if name in ("CudaNdarray_unpickler", "GpuArray_unpickler"):
             return lambda array, *_: array
+        # numpy 2 moved what numpy 1, which is here, still has
+        module = module.replace("numpy._core", "numpy.core")
         return super().find_class(module, name)
 
 

@@ -121,6 +121,7 @@ def _convolve_back(op: Any, node: Any, inputs: Any, output_storage: Any) -> None
 def _pool(op: Any, node: Any, inputs: Any, output_storage: Any, _: Any = None) -> None:
     import numpy as np
 
+    x: Any
     x, size, stride, pad = inputs
     rank = op.ndim
     lead, space = x.shape[:-rank], x.shape[-rank:]
@@ -128,11 +129,10 @@ def _pool(op: Any, node: Any, inputs: Any, output_storage: Any, _: Any = None) -
         _regions(op, int(n), int(w), int(s), int(p))
         for n, w, s, p in zip(space, size, stride, pad, strict=True)
     ]
-    result = np.zeros((*lead, *(len(one) for one in windows)), dtype=np.float64)
+    result: Any = np.zeros((*lead, *(len(one) for one in windows)), dtype=np.float64)
     for place in itertools.product(*(range(len(one)) for one in windows)):
-        bounds = [windows[axis][at] for axis, at in enumerate(place)]
-        inside: Any = (..., *(slice(low, high) for low, high, _ in bounds))
-        region = x[inside]
+        bounds: list[Any] = [windows[axis][at] for axis, at in enumerate(place)]
+        region = x[(..., *[slice(low, high) for low, high, _ in bounds])]
         axes = tuple(range(-rank, 0))
         if op.mode == "max":
             found = region.max(axis=axes)

@@ -58,6 +58,7 @@ class Sizes:
     def __init__(self, emission: Emission) -> None:
         self._emission = emission
         self._axes: dict[Any, Axes] = {}
+        self._loops: dict[Any, Any] = {}
 
     def of(self, variable: Any) -> Axes:
         """Return the axes of a variable."""
@@ -93,6 +94,14 @@ class Sizes:
         if is_open and target and target[0].size is None and rest and None not in rest:
             source[1].fix(math.prod(one for one in rest if one is not None))
             source[0].unite(target[0])
+
+    def loop(self, node: Any) -> Any:
+        """Return the parts of a scan, with a copy of its body: equal loops share one."""
+        from pytensor.scan.utils import ScanArgs
+
+        if node not in self._loops:
+            self._loops[node] = ScanArgs.from_node(node, clone=True)
+        return self._loops[node]
 
     def entry(self, variable: Any) -> Axis | None:
         """Return the axis whose size a scalar variable is, None where it is computed."""
@@ -312,9 +321,7 @@ def _alloc(sizes: Sizes, node: Any) -> None:
 
 
 def _scan(sizes: Sizes, node: Any) -> None:
-    from pytensor.scan.utils import ScanArgs
-
-    parts = ScanArgs.from_node(node)
+    parts = sizes.loop(node)
     for outer, inner in zip(parts.outer_in_seqs, parts.inner_in_seqs, strict=True):
         _unite(sizes.of(outer)[1:], sizes.of(inner))
     for outer, inner in zip(parts.outer_in_non_seqs, parts.inner_in_non_seqs, strict=True):
@@ -333,7 +340,7 @@ def _scan(sizes: Sizes, node: Any) -> None:
         for one in (*inputs, made):
             _unite(sizes.of(buffer)[1:], sizes.of(one))
         _unite(sizes.of(buffer)[1:], sizes.of(result)[1:])
-    sizes.follow(node.op.inner_inputs, node.op.inner_outputs)
+    sizes.follow(parts.inner_inputs, parts.inner_outputs)
     for made, result in zip(parts.inner_out_nit_sot, parts.outer_out_nit_sot, strict=True):
         _unite(sizes.of(made), sizes.of(result)[1:])
 

@@ -101,8 +101,6 @@ class _Structure:
             if found is None:
                 raise FormatError("the pickle contains itself")
             return found
-        if isinstance(value, Global):
-            return str(value)
         if value is None or isinstance(value, (bool, int, float, str, bytes)):
             return value
         raise FormatError(f"the pickle holds a {type(value).__name__}")
