@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from deploykit._plugins.converters.pytorch.interpreter import nodes, where
 from deploykit._plugins.converters.pytorch.program import first_line
+from deploykit._plugins.converters.pytorch.script_graph import nodes, where
 
 from deploykit.errors import UnsupportedError
 

@@ -102,9 +102,11 @@ def _harmless_numpy() -> Iterator[None]:
     import numpy as np
     import torch
 
+    # where it lies moved in numpy 2
+    scalar = np.float64(0).__reduce__()[0]
     numbers = [np.dtype(kind) for kind in ("f2", "f4", "f8", "i4", "i8", "u1", "?")]
     with torch.serialization.safe_globals(
-        [np.dtype, np.ndarray, np._core.multiarray.scalar, *{type(number) for number in numbers}]
+        [np.dtype, np.ndarray, scalar, *{type(number) for number in numbers}]
     ):
         yield
 

@@ -34,7 +34,8 @@ def load_module(source: Source) -> Program:
 
     made, examples, dynamic_shapes = made_by_user(source.location)
     if isinstance(made, torch.jit.ScriptModule):
-        return script_program(made, source)
+        args, kwargs = ((), {}) if examples is None else _as_arguments(examples, [])
+        return script_program(made, source, (*args, *kwargs.values()))
     repairs: tuple[str, ...] = ()
     if weights := source.options.get("weights"):
         path = found_file(weights, Path(source.location.rpartition(":")[0]).parent, "weights")

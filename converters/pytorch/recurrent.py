@@ -80,7 +80,7 @@ def layers(kind: str, original: Callable[..., Any]) -> Callable[..., Any]:
     """Return what stands for `torch.lstm` and its like while a model is traced.
 
     It takes their arguments (input, state, weights, has_biases, num_layers, dropout, train,
-    bidirectional, batch_first) and hands packed sequences and projected LSTMs to `original`.
+    bidirectional, batch_first) and hands packed sequences to `original`.
     """
 
     def run(x: Any, state: Any, weights: Any, *rest: Any) -> Any:
@@ -91,7 +91,9 @@ def layers(kind: str, original: Callable[..., Any]) -> Callable[..., Any]:
         has_biases, number, dropout, train, bidirectional, batch_first = rest
         directions = 2 if bidirectional else 1
         each = 4 if has_biases else 2
-        if len(weights) != each * number * directions or (train and dropout):
+        if len(weights) != each * number * directions:
+            raise NotImplementedError("an LSTM with projections (proj_size), which ONNX has not")
+        if train and dropout:
             return original(x, state, weights, *rest)
         states = list(state) if kind == "lstm" else [state]
         operator = getattr(_operators(), kind).default

@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from deploykit._plugins.converters.pytorch import spectral
-from deploykit._plugins.converters.pytorch.interpreter import Interpreter, attributes, nodes
+from deploykit._plugins.converters.pytorch.interpreter import Interpreter
 from deploykit._plugins.converters.pytorch.program import Program, as_tree, flat_outputs
-from deploykit._plugins.converters.pytorch.state import Place, settled, with_state
+from deploykit._plugins.converters.pytorch.script_graph import Place, attributes, nodes
+from deploykit._plugins.converters.pytorch.state import settled, with_state
 
 VIEWS = frozenset(
     f"aten::{name}"
@@ -146,13 +147,26 @@ def module_with_state(program: Program) -> Program:
             program = dataclasses.replace(program, outputs=tuple(program.named_outputs(result)))
             return program if _is_known(result) else _plain_results(program)
         result = flat_outputs(result, ())
+        left = {place: (value, getattr(value, "_version", 0)) for place, value in first.items()}
         first = {place: _copied(value) for place, value in first.items()}
         with torch.no_grad():
             program.function(*args, **kwargs)
-        second = {place: _copied(value) for place, value in changed().items()}
+        second = changed()
+        # a table that the first call made, and the second one only read
+        made_once = {
+            place: value.detach()
+            for place, value in second.items()
+            if isinstance(value, torch.Tensor)
+            and left.get(place, (None, 0))[0] is value
+            and left[place][1] == value._version
+        }
+        second = {
+            place: _copied(value) for place, value in second.items() if place not in made_once
+        }
     finally:
         _restore(module, kept, copies)
     state = settled({place: copies.get(place) for place in second}, first, second)
+    state = dataclasses.replace(state, fixed={**state.fixed, **made_once})
 
     def call(args: Any, kwargs: Any, values: Mapping[Place, Any]) -> tuple[Any, dict[Place, Any]]:
         with _held_as(module, values):

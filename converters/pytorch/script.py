@@ -11,8 +11,9 @@ from typing import Any
 
 from deploykit._plugins.converters.pytorch import spectral
 from deploykit._plugins.converters.pytorch.axes import example_tensor, program_of, with_specs
-from deploykit._plugins.converters.pytorch.interpreter import Interpreter, nodes
+from deploykit._plugins.converters.pytorch.interpreter import Interpreter
 from deploykit._plugins.converters.pytorch.program import Program, first_line
+from deploykit._plugins.converters.pytorch.script_graph import nodes
 
 from deploykit.errors import DeploykitError, SourceError, UnsupportedError, UsageError
 from deploykit.protocol import Source, TensorSpec
@@ -63,10 +64,10 @@ def _unknown_operator(source: Source, text: str) -> UnsupportedError:
     )
 
 
-def script_program(script: Any, source: Source) -> Program:
+def script_program(script: Any, source: Source, examples: Sequence[Any] = ()) -> Program:
     """Return the program of a ScriptModule, its example arguments from the specs of `source`.
 
-    Where there are none, from what it was traced with. Raises UsageError where that is not enough.
+    Where there are none, from `examples`, in the order of its arguments, or what it was traced with. Raises UsageError where that is not enough.
     """
     if not hasattr(script, "forward"):
         raise UnsupportedError(f"`{source.location}` has no forward method")
@@ -86,13 +87,15 @@ def script_program(script: Any, source: Source) -> Program:
             f"the setting `constants` names {', '.join(unknown)}, which is no argument "
             f"(arguments: {', '.join(names) or 'none'})"
         )
-    for argument in schema:
+    for number, argument in enumerate(schema):
         kind = str(argument.type)
         parts = _parts(argument.name, given)
         if argument.name in constants:
             values.append(constants[argument.name])
         elif argument.name in given and "Tensor" in kind:
             values.append(example_tensor(given[argument.name]))
+        elif number < len(examples):
+            values.append(examples[number])
         elif argument.name in traced and kind == "Tensor":
             values.append(example_tensor(traced[argument.name]))
         elif parts and "Tensor" in kind:
@@ -156,7 +159,7 @@ def _by_name(
 
 def _parts(name: str, given: Mapping[str, TensorSpec]) -> list[TensorSpec]:
     """Return the specs `NAME_0`, `NAME_1`, … of the tensors in a list."""
-    found = []
+    found: list[TensorSpec] = []
     while (spec := given.get(f"{name}_{len(found)}")) is not None:
         found.append(spec)
     return found

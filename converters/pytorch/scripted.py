@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from deploykit._plugins.converters.pytorch import quantised, recurrent, spectral
-from deploykit._plugins.converters.pytorch.interpreter import Interpreter, Place, attributes
+from deploykit._plugins.converters.pytorch.interpreter import Interpreter
+from deploykit._plugins.converters.pytorch.script_graph import Place, attributes
 
 
 def traceable(script: Any, fixed: Mapping[Place, Any], slots: Sequence[Place]) -> Any:

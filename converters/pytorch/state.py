@@ -18,11 +18,9 @@ from deploykit._plugins.converters.pytorch.program import (
     flat_outputs,
     leaf_names,
 )
+from deploykit._plugins.converters.pytorch.script_graph import Place
 
 from deploykit.errors import UnsupportedError
-
-Place = tuple[str, str]
-"""The path of a module, such as `encoder.0`, and the name of its attribute."""
 
 NEXT = "_next"
 
@@ -199,7 +197,10 @@ def _notes(
             f"value the output `{name}{NEXT}`; {start}"
         )
     for place, value in state.fixed.items():
-        if state.fresh.get(place) != value:
+        if isinstance(value, torch.Tensor):
+            name = ".".join(filter(None, place))
+            notes.append(f"`{name}` is fixed to what the first call made of it")
+        elif state.fresh.get(place) != value:
             name = ".".join(filter(None, place))
             notes.append(f"`{name}` is fixed to {value!r}, its value after the first call")
     return notes

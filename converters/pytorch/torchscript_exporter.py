@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from deploykit._plugins.converters.pytorch.axes import program_of
 from deploykit._plugins.converters.pytorch.blame import no_onnx_form
-from deploykit._plugins.converters.pytorch.interpreter import nodes
 from deploykit._plugins.converters.pytorch.program import Input, Program, first_line
+from deploykit._plugins.converters.pytorch.script_graph import nodes
 
 from deploykit.errors import UnsupportedError
 from deploykit.progress import phase

@@ -84,10 +84,11 @@ def tensors(content: Content) -> dict[str, StoredTensor]:
 def _tensor(name: str, entry: object, start: int, size: int) -> StoredTensor:
     if not isinstance(entry, dict):
         raise FormatError(f"`{shown(name)}` is no tensor")
-    dtype, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
+    dtype = entry.get("dtype")
+    shape, offsets = _whole(entry.get("shape")), _whole(entry.get("data_offsets"))
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise FormatError(f"`{shown(name)}` has an unknown dtype {shown(str(dtype))}")
-    if not _whole(shape) or not _whole(offsets) or len(offsets) != 2:
+    if shape is None or offsets is None or len(offsets) != 2:
         raise FormatError(f"`{shown(name)}` has no shape or no place")
     if len(shape) > MOST_DIMENSIONS:
         raise FormatError(f"`{shown(name)}` has {len(shape)} axes")
@@ -100,10 +101,12 @@ def _tensor(name: str, entry: object, start: int, size: int) -> StoredTensor:
     return StoredTensor(dtype=meaning, shape=tuple(shape), begin=begin, end=end)
 
 
-def _whole(value: object) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(item, int) and not isinstance(item, bool) and 0 <= item < 2**63 for item in value
-    )
+def _whole(value: object) -> list[int] | None:
+    """Return a list of whole numbers as it is, and None for anything else."""
+    if not isinstance(value, list):
+        return None
+    whole = all(type(item) is int and 0 <= item < 2**63 for item in value)
+    return value if whole else None
 
 
 def read(content: Content) -> Reading:

@@ -10,7 +10,7 @@ import pytest
 
 from deploykit import environments, plugins
 from deploykit.steps import Worker
-from tests.converters.pytorch_models import SMALL, ZOO
+from tests.converters.pytorch_models import CODE, SMALL, ZOO
 
 
 @pytest.fixture(scope="session")
@@ -28,9 +28,10 @@ def files(python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def zoo(python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what `make_torch_zoo.py` writes."""
+    """A folder with what `make_torch_zoo.py` and `make_torch_weights.py` write."""
     folder = tmp_path_factory.mktemp("zoo")
-    subprocess.run([python, "-I", ZOO, folder], check=True, timeout=300)
+    for script in (ZOO, CODE):
+        subprocess.run([python, "-I", script, folder], check=True, timeout=300)
     return folder
 
 

@@ -22,6 +22,7 @@ from deploykit.tensor_spec import parse_input
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 SMALL = FIXTURES / "make_pytorch_models.py"
 ZOO = FIXTURES / "make_torch_zoo.py"
+CODE = FIXTURES / "make_torch_weights.py"
 
 Array = np.ndarray[Any, Any]
 

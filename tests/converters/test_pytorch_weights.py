@@ -11,8 +11,8 @@ from deploykit.errors import DeploykitError, SourceError, UnsupportedError, Usag
 from deploykit.protocol import Signature, Source
 from deploykit.steps import Worker
 from tests.converters.pytorch_models import (
+    CODE,
     FIXTURES,
-    ZOO,
     Array,
     assert_same,
     convert,
@@ -26,7 +26,7 @@ pytest_plugins = ["tests.converters.pytorch_fixtures"]
 pytestmark = pytest.mark.environment
 
 WEIGHTS = "pytorch/state_dict"
-NETWORK = f"{ZOO}:network"
+NETWORK = f"{CODE}:network"
 IMAGE = {"image": random(1, 1, 6, 6)}
 
 
@@ -70,7 +70,7 @@ def test_the_same_weights_however_they_are_kept(
 def test_weights_named_from_the_side_of_the_code(
     worker: Worker, zoo: Path, tmp_path: Path, plain: Array
 ) -> None:
-    source = module("network", code=ZOO, weights=str(zoo / "state.safetensors"))
+    source = module("network", code=CODE, weights=str(zoo / "state.safetensors"))
     value, _ = outputs_of(worker, source, tmp_path / "m.onnx")
     np.testing.assert_array_equal(value, plain)
 

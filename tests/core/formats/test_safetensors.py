@@ -17,7 +17,7 @@ from deploykit.formats.content import Content
 from deploykit.formats.reading import FormatError
 from deploykit.formats.safetensors_file import DTYPES, tensors
 
-GOOD = {
+GOOD: dict[str, Any] = {
     "__metadata__": {"format": "pt"},
     "a.weight": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]},
     "a.bias": {"dtype": "BF16", "shape": [3], "data_offsets": [24, 30]},
