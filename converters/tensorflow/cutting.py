@@ -5,6 +5,7 @@ ONNX has no operators for these, and a model is deployed with numbers as inputs.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,8 @@ _FRONT = (
     "Substr",
 )
 """How the names of operators begin that make numbers of files, text or queues."""
+_STRING = 7
+"""TensorFlow's number for the dtype."""
 _ARRANGES = frozenset({"Reshape", "Identity", "ExpandDims", "Squeeze"})
 _LOOPS = ("Enter", "TensorArray", "TensorList", "While", "StatelessWhile", "Map")
 
@@ -65,10 +68,10 @@ def begin_at_numbers(graph: Any, inputs: tuple[str, ...], outputs: tuple[str, ..
                 _LOOPS
             ):
                 raise UnsupportedError(
-                    f"the model decodes text or files in node `{tensor.op.name}` "
-                    f"({tensor.op.type}), for which ONNX has no operators",
-                    hint="name the tensors of numbers that it makes: `--set inputs=NODE:0`",
-                    operators=(tensor.op.type,),
+                    f"node `{operation.name}` ({operation.type}) works on text or files, "
+                    "for which ONNX has no operators",
+                    hint="name the tensors of numbers that come of it: `--set inputs=NODE:0`",
+                    operators=(operation.type,),
                 )
             begin = _to_known_size(tensor, needed)
             found[begin.name] = (begin.name.removesuffix(":0"), tensor.op.type)
@@ -89,6 +92,20 @@ def begin_at_numbers(graph: Any, inputs: tuple[str, ...], outputs: tuple[str, ..
             ),
         ),
     )
+
+
+def refuse_tables(nodes: Iterable[Any]) -> None:
+    """Raise UnsupportedError where one of `nodes` looks something up in a table."""
+    for node in nodes:
+        if node.op.startswith("LookupTableFind"):
+            words = node.attr["Tin"].type == _STRING
+            raise UnsupportedError(
+                f"node `{node.name}` ({node.op}) looks {'words' if words else 'keys'} up in a table, "
+                "for which ONNX has no operator",
+                hint="look up before the model: take the numbers that the table gives as the input "
+                "(in a GraphDef `--set inputs=NODE:0`, else export a signature that does)",
+                operators=(node.op,),
+            )
 
 
 def _full(name: str) -> str:

@@ -102,6 +102,7 @@ def inlined(graph: Any, outputs: list[str]) -> Any:
     from tensorflow.python.grappler import tf_optimizer
 
     kept = tf.compat.v1.graph_util.extract_sub_graph(graph.as_graph_def(), outputs)
+    _drop_unused_functions(kept)
     if not kept.library.function:
         return kept
     # tf2onnx and we ourselves read loops better as functions than as frames of Enter and Exit
@@ -118,3 +119,18 @@ def inlined(graph: Any, outputs: list[str]) -> Any:
     options.optimizers.append("function")
     options.function_optimization = rewriter_config_pb2.RewriterConfig.AGGRESSIVE
     return tf_optimizer.OptimizeGraph(config, meta)
+
+
+def _drop_unused_functions(graph_def: Any) -> None:
+    """Leave the functions out that no node calls: those that read data sets, or trained."""
+    functions = {item.signature.name: item for item in graph_def.library.function}
+    called: set[str] = set()
+    for node in nodes_and_bodies(graph_def, {node.name for node in graph_def.node}):
+        called.add(node.op)
+        for value in node.attr.values():
+            called.update([value.func.name, *(item.name for item in value.list.func)])
+    del graph_def.library.function[:]
+    graph_def.library.function.extend(item for name, item in functions.items() if name in called)
+    kept = [item for item in graph_def.library.gradient if item.function_name in called]
+    del graph_def.library.gradient[:]
+    graph_def.library.gradient.extend(kept)

@@ -107,7 +107,7 @@ def _unreadable(source: Source, error: Exception) -> SourceError | UnsupportedEr
 
 def _prepared(graph: Graph, source: Source) -> Graph:
     """Fix constants, switch dropout off, and make state explicit."""
-    from deploykit._plugins.converters.tensorflow import dropout, flattening, states
+    from deploykit._plugins.converters.tensorflow import cutting, dropout, flattening, states
 
     constants = _constants(graph, source)
     inputs = tuple(item for item in graph.inputs if item.tensor not in constants)
@@ -117,6 +117,7 @@ def _prepared(graph: Graph, source: Source) -> Graph:
     nodes = [name.split(":")[0] for name in tensors]
     ends = {name.split(":")[0] for name in (*stops, *constants)}
     needed = flattening.needed_nodes(whole, nodes, ends)
+    cutting.refuse_tables(flattening.nodes_and_bodies(whole, needed))
     quiet = dropout.quieten(whole, needed, dict.fromkeys(constants, 0.0))
     for name, value in quiet.fixed.items():
         constants[name] = _value_for(graph.session.graph.get_tensor_by_name(name), value)

@@ -20,7 +20,10 @@ from deploykit.formats.tensorflow_graph import (
 TRAINING_SCOPES = ("gradients", "save", "report_uninitialized", "GradientDescent", "train_op")
 _UPDATES = ("Assign", "Apply", "Scatter", "Resource", "SparseApply", "Save", "Restore")
 _QUIET = frozenset(
-    ["Queue", "Enqueue", "Reader", "Summary", "LookupTable", "InitializeTable", "HashTable"]
+    [
+        *("Queue", "Enqueue", "Reader", "Dataset", "Iterator", "Summary"),
+        *("LookupTable", "InitializeTable", "HashTable"),
+    ]
 )
 _WEIGHS = ("MatMul", "Conv", "DepthwiseConv", "BiasAdd", "Gather", "ResourceGather", "Einsum")
 """How the operators begin that put weights to data: no loss does that after the labels came in."""

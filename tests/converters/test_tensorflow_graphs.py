@@ -17,6 +17,7 @@ import pytest
 import deploykit as dk
 from benchmarks import golden_models
 from deploykit.errors import SourceError, UnsupportedError, UsageError
+from deploykit.formats import inspect
 from deploykit.parity import Tolerance
 from deploykit.protocol import ReferenceRequest
 
@@ -78,12 +79,26 @@ def test_examples_are_parsed_before(tensorflow: Any, tmp_path: Path) -> None:
     ]
 
 
+def test_batches_of_a_data_set_are_given(tensorflow: Any, tmp_path: Path) -> None:
+    model = tensorflow.source(tensorflow.files(SCRIPT) / "batches.pb")
+    result = tensorflow.compare(model, tmp_path / "m.onnx")
+    assert [str(spec) for spec in result.signature.inputs] == ["IteratorGetNext:float32[batch,3]"]
+    assert [spec.name for spec in result.signature.outputs] == ["y"]
+
+
+def test_a_table_inside_a_function_is_refused(tensorflow: Any, tmp_path: Path) -> None:
+    model = tensorflow.source(tensorflow.files(SCRIPT) / "table")
+    with pytest.raises(UnsupportedError, match="looks words up in a table") as raised:
+        tensorflow.convert(model, tmp_path / "m.onnx")
+    assert raised.value.operators == ("LookupTableFindV2",)
+
+
 def test_words_are_refused_with_the_way_around(tensorflow: Any, tmp_path: Path) -> None:
     path = tensorflow.files(SCRIPT) / "words.pb"
-    with pytest.raises(UnsupportedError, match="decodes text") as raised:
+    with pytest.raises(UnsupportedError, match="works on text") as raised:
         tensorflow.convert(tensorflow.source(path), tmp_path / "m.onnx")
     assert "--set inputs=" in raised.value.hint
-    found = tensorflow.source(path, inputs="GatherV2:0")
+    found = tensorflow.source(path, "GatherV2:float32[?,4]")
     result = tensorflow.compare(found, tmp_path / "m.onnx")
     assert [str(spec) for spec in result.signature.inputs] == ["GatherV2:float32[batch,4]"]
 
@@ -111,13 +126,15 @@ def test_wrong_names_and_values(
 
 @pytest.mark.parametrize("name", ["checkpoint_1", "checkpoint_2", "checkpoint_sharded", "bundle"])
 def test_a_checkpoint_of_a_training(tensorflow: Any, tmp_path: Path, name: str) -> None:
-    """`dk.convert` takes the folder: the newest step, the logits and not the loss, no dropout."""
+    """The folder is enough: the newest step, the logits and not the loss, no dropout."""
     folder = tensorflow.files(SCRIPT) / name
-    conversion = dk.convert(folder, tmp_path / "m.onnx")
-    assert conversion.verified
-    assert [spec.name for spec in conversion.signature.outputs] == ["logits"]
-    assert [spec.name for spec in conversion.signature.inputs] == ["x", "keep_prob"]
-    assert "which the loss compares with `labels`" in conversion.repairs[0]
+    found = inspect(folder)
+    assert found.signature is not None
+    assert [spec.name for spec in found.signature.outputs] == ["logits:0"]
+    result = tensorflow.compare(tensorflow.source(Path(found.location)), tmp_path / "m.onnx")
+    assert [spec.name for spec in result.signature.outputs] == ["logits"]
+    assert [spec.name for spec in result.signature.inputs] == ["x", "keep_prob"]
+    assert "which the loss compares with `labels`" in result.repairs[0]
     golden = np.load(folder / "golden.npz")
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
     feed = {"x": golden["x"], "keep_prob": np.array(0.5, np.float32)}
