@@ -25,6 +25,11 @@ FRAMEWORKS = {
     "cntk": "Microsoft CNTK",
     "coreml": "Apple Core ML",
     "xdl": "XDL",
+    "jax": "JAX",
+    "hugging-face": "Hugging Face transformers",
+    "scikit-learn": "scikit-learn",
+    "xgboost": "XGBoost",
+    "lightgbm": "LightGBM",
 }
 
 
