@@ -99,7 +99,8 @@ def _standard(model: Any, config: Any, known: tuple[str, ...], folder: Path) -> 
             found["token_type_ids"] = (_ones(tensor) * 0, axes)
     if getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" in known:
         ids, _ = _tokens(config, folder, BATCH)
-        found["decoder_input_ids"] = (ids[:, : SEQUENCE // 2], {0: "batch", 1: "decoder_sequence"})
+        # a copy: torch.export tells a view from its base
+        found["decoder_input_ids"] = (ids[:, : SEQUENCE // 2].clone(), {0: "batch", 1: "decoder_sequence"})
     return found
 
 
