@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from deploykit._plugins.converters.scikit_learn.columns import MATRIX
+from deploykit._plugins.converters.scikit_learn.emission import last_step
 from deploykit._plugins.converters.scikit_learn.ensembles import Ensemble, ensemble_of
 
 from deploykit.errors import UnsupportedError
@@ -30,7 +31,7 @@ CLOSE = 1e-4
 
 def check(model: onnx.ModelProto, loaded: Loaded) -> tuple[str, ...]:
     """Compare, and return what is to be noted. Raises UnsupportedError where they differ."""
-    last = _last(loaded.model)
+    last = last_step(loaded.model)
     own = ensemble_of(last)
     trees = own or _boosted(last)
     if trees is None or [spec.name for spec in loaded.signature.inputs] != [MATRIX]:
@@ -95,11 +96,6 @@ def around(trees: Ensemble, *, exact: bool) -> Array:
         pool = np.concatenate(choices).astype(np.float32)
         rows[:, feature] = random.choice(pool[np.isfinite(pool)], ROWS)
     return rows
-
-
-def _last(model: Any) -> Any:
-    steps = getattr(model, "steps", None)
-    return _last(steps[-1][1]) if steps else model
 
 
 def _before(model: Any, data: Array) -> Array | None:

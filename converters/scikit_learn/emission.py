@@ -36,8 +36,10 @@ def to_onnx(loaded: Loaded, opset: int | None) -> onnx.ModelProto:
         options = {id(model): {"zipmap": False}} if is_classifier(model) else None
         try:
             made = skl2onnx.to_onnx(model, initial_types=types, options=options, target_opset=opsets)
-        except NameError:  # its word for a classifier that makes no dictionaries anyway
-            made = skl2onnx.to_onnx(model, initial_types=types, target_opset=opsets)
+        except NameError:
+            # some classifiers do not know the option, and make dictionaries all the same
+            plain = {id(last_step(model)): {"nocl": False}}
+            made = skl2onnx.to_onnx(model, initial_types=types, options=plain, target_opset=opsets)
     except (exceptions.MissingShapeCalculator, exceptions.MissingConverter) as error:
         raise UnsupportedError(
             f"skl2onnx {skl2onnx.__version__} cannot convert a step: {_first(error)}",
@@ -48,7 +50,26 @@ def to_onnx(loaded: Loaded, opset: int | None) -> onnx.ModelProto:
             f"skl2onnx {skl2onnx.__version__} cannot convert the model: "
             f"{type(error).__name__}: {_first(error)}"
         ) from error
-    return _named(made, loaded)
+    return _named(_without_dictionaries(made), loaded)
+
+
+def last_step(model: Any) -> Any:
+    """Return the last step of a pipeline, of one in it too, or the model itself."""
+    steps = getattr(model, "steps", None)
+    return last_step(steps[-1][1]) if steps else model
+
+
+def _without_dictionaries(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Give out the tensor of scores that a ZipMap would turn into one dictionary a row."""
+    import onnx
+
+    maps = {node.output[0]: node for node in model.graph.node if node.op_type == "ZipMap"}
+    for value in model.graph.output:
+        if value.name in maps:
+            scores = maps[value.name].input[0]
+            model.graph.node.remove(maps[value.name])
+            value.CopyFrom(onnx.helper.make_tensor_value_info(scores, 1, [None, None]))
+    return model
 
 
 def _first(error: BaseException) -> str:
@@ -74,6 +95,8 @@ def _named(model: onnx.ModelProto, loaded: Loaded) -> onnx.ModelProto:
     for name in clash:
         _rename(model, {name: f"{name}_inner"})
     _rename(model, renamed)
+    if wanted[-1].name == "scores" and (wanted[-1].shape or ())[-1] == 1:
+        _last_column(model, "scores")
     batch = loaded.signature.inputs[0].shape[0]  # type: ignore[index]
     for value in [*model.graph.input, *model.graph.output]:
         axis = value.type.tensor_type.shape.dim[0]
@@ -92,6 +115,20 @@ def _rename(model: onnx.ModelProto, names: dict[str, str]) -> None:
         node.output[:] = [names.get(name, name) for name in node.output]
     for value in model.graph.output:
         value.name = names.get(value.name, value.name)
+
+
+def _last_column(model: onnx.ModelProto, name: str) -> None:
+    """Keep of the output `name` what the library gives: skl2onnx also writes `[-score, score]`."""
+    from onnx import helper, numpy_helper
+    import numpy as np
+
+    _rename(model, {name: f"{name}_columns"})
+    model.graph.initializer.append(numpy_helper.from_array(np.array([-1], np.int64), f"{name}_last"))
+    model.graph.node.append(
+        helper.make_node("Gather", [f"{name}_columns", f"{name}_last"], [name], axis=1)
+    )
+    at = next(at for at, value in enumerate(model.graph.output) if value.name == f"{name}_columns")
+    model.graph.output[at].CopyFrom(helper.make_tensor_value_info(name, 1, [None, 1]))
 
 
 def _type(spec: Any) -> Any:

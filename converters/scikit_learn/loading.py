@@ -42,18 +42,11 @@ class Loaded:
             for (name, call), spec in zip(self.answers, self.signature.outputs, strict=True):
                 value = np.asarray(call(data))
                 if value.ndim == 1 and spec.shape is not None and len(spec.shape) == 2:
-                    value = _two_columns(value, spec.shape[1])
+                    value = value.reshape(-1, 1)
                 if spec.dtype == "string":
                     value = value.astype(str)
                 found[name] = value
         return found
-
-
-def _two_columns(value: Array, width: Any) -> Array:
-    import numpy as np
-
-    # the score of a binary classifier is that of its second class
-    return np.stack([-value, value], axis=1) if width == 2 else value.reshape(-1, 1)
 
 
 @contextlib.contextmanager
@@ -183,7 +176,8 @@ def _outputs(model: Any) -> list[tuple[TensorSpec, Callable[[Any], Any]]]:
                 (label, model.predict),
                 (matrix("probabilities", len(classes)), model.predict_proba),
             ]
-        scores = matrix("scores", len(classes))
+        # two classes have one score, that of the second
+        scores = matrix("scores", len(classes) if len(classes) > 2 else 1)
         return [(label, model.predict), (scores, model.decision_function)]
     label = TensorSpec(name="label", dtype="int64", shape=("batch",))
     if is_clusterer(model) and hasattr(model, "transform"):

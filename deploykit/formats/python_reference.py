@@ -12,6 +12,10 @@ from deploykit.formats.content import open_content
 from deploykit.formats.reading import Reading, listed
 
 LARGEST_MODULE = 8 << 20
+FRAMEWORKS = {"jax": "jax/reference", "flax": "jax/reference"}
+"""Formats by the framework that a file imports; where it imports none of them, or torch too, it is
+the first reader's."""
+DEFAULT = "pytorch/module"
 
 
 def split(location: str) -> tuple[Path, str] | None:
@@ -33,7 +37,7 @@ def read(path: Path, name: str) -> Reading:
             hint=f"it defines {listed(sorted(found))}" if found else "it defines nothing",
         )
     return Reading(
-        format="pytorch/module",
+        format=_format(path),
         location=path,
         files=(path,),
         details={"callable": f"{name}{found[name]}", "graph": "made by running the code"},
@@ -53,8 +57,19 @@ def without_name(path: Path) -> SourceError:
     )
 
 
-def _definitions(path: Path) -> dict[str, str]:
-    """Return the names that the module defines at its top level, with a function's arguments."""
+def _format(path: Path) -> str:
+    """Return the format by the frameworks that the file imports, also inside functions."""
+    imported: set[str] = set()
+    for node in ast.walk(_tree(path)):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            imported.add((node.module or "").partition(".")[0])
+    found = {FRAMEWORKS[name] for name in imported if name in FRAMEWORKS}
+    return found.pop() if len(found) == 1 and "torch" not in imported else DEFAULT
+
+
+def _tree(path: Path) -> ast.Module:
     content = open_content(path)
     if content.size > LARGEST_MODULE:
         raise SourceError(f"`{path}` is too large for a Python module: {content.size} bytes")
@@ -62,15 +77,19 @@ def _definitions(path: Path) -> dict[str, str]:
         with warnings.catch_warnings():
             # of invalid escapes and the like: not ours to report
             warnings.simplefilter("ignore")
-            tree = ast.parse(bytes(content.view), filename=str(path))
+            return ast.parse(bytes(content.view), filename=str(path))
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         reason = (
             error.msg if isinstance(error, SyntaxError) else "it is too deeply nested or binary"
         )
         line = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
         raise SourceError(f"`{path}` is no valid Python{line}: {reason}") from error
+
+
+def _definitions(path: Path) -> dict[str, str]:
+    """Return the names that the module defines at its top level, with a function's arguments."""
     found: dict[str, str] = {}
-    for node in tree.body:
+    for node in _tree(path).body:
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             found[node.name] = f"({', '.join(one.arg for one in node.args.args)})"
         elif isinstance(node, ast.ClassDef):
