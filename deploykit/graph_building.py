@@ -183,6 +183,10 @@ class GraphBuilder:
         inner._taken, inner._constants, inner._layer = self._taken, self._constants, self._layer
         return inner
 
+    def makes(self, value: str) -> bool:
+        """Return whether a node of this very graph, no inner or outer one, makes `value`."""
+        return any(value in node.output for node in self._nodes)
+
     def inner_graph(self) -> onnx.GraphProto:
         """Return what a builder from `body` holds, fit for an attribute of a node."""
         from onnx import helper

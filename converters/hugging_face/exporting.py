@@ -5,10 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from deploykit._plugins.converters.pytorch import exporting
-from deploykit._plugins.converters.pytorch.program import Program, first_line
-
-from deploykit.errors import DeploykitError, UnsupportedError
-from deploykit.progress import phase
+from deploykit._plugins.converters.pytorch.program import Program
 
 if TYPE_CHECKING:
     import onnx

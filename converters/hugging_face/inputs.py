@@ -58,7 +58,10 @@ def example_inputs(
             else (SEQUENCE if axis else BATCH)
             for axis, size in enumerate(spec.shape)
         )
-        found[spec.name] = (example_tensor(type(spec)(name=spec.name, dtype=spec.dtype, shape=sizes)), axes)
+        found[spec.name] = (
+            example_tensor(type(spec)(name=spec.name, dtype=spec.dtype, shape=sizes)),
+            axes,
+        )
     if not found:
         raise UnsupportedError(
             f"config.json does not say what the input `{model.main_input_name}` of "
@@ -100,7 +103,10 @@ def _standard(model: Any, config: Any, known: tuple[str, ...], folder: Path) -> 
     if getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" in known:
         ids, _ = _tokens(config, folder, BATCH)
         # a copy: torch.export tells a view from its base
-        found["decoder_input_ids"] = (ids[:, : SEQUENCE // 2].clone(), {0: "batch", 1: "decoder_sequence"})
+        found["decoder_input_ids"] = (
+            ids[:, : SEQUENCE // 2].clone(),
+            {0: "batch", 1: "decoder_sequence"},
+        )
     return found
 
 
@@ -124,7 +130,9 @@ def _pixels(config: Any, folder: Path, batch: int) -> Example:
 
     vision = getattr(config, "vision_config", None) or config
     channels = int(getattr(vision, "num_channels", 0) or 3)
-    height, width = _sides(getattr(vision, "image_size", None)) or _preprocessed(folder) or (224, 224)
+    height, width = (
+        _sides(getattr(vision, "image_size", None)) or _preprocessed(folder) or (224, 224)
+    )
     shape = (batch, channels, height, width)
     return torch.rand(shape, generator=torch.Generator().manual_seed(0)), {0: "batch"}
 
@@ -158,7 +166,9 @@ def _features(config: Any, folder: Path, batch: int) -> Example | None:  # noqa:
     """Return a log-mel spectrogram as Whisper takes it: twice as many frames as positions."""
     import torch
 
-    bins, positions = (getattr(config, name, None) for name in ("num_mel_bins", "max_source_positions"))
+    bins, positions = (
+        getattr(config, name, None) for name in ("num_mel_bins", "max_source_positions")
+    )
     if not isinstance(bins, int) or not isinstance(positions, int):
         return None
     shape = (batch, bins, 2 * positions)

@@ -169,6 +169,7 @@ def _class(source: Source, described: dict[str, Any]) -> Any:
 
 def _complete(folder: Path, kind: Any, model: Any, report: Any) -> tuple[str, ...]:
     """Return notes on the loading. Raises SourceError where a weight would start at random."""
+
     def names(key: str) -> list[str]:
         found = report.get(key) if isinstance(report, dict) else getattr(report, key, None)
         return sorted(str(one) for one in found or ())
@@ -218,9 +219,7 @@ class _Forward:
                 return _tensors(self.model(**inputs, **fixed), wanted)
 
         module = Forward()
-        parameters = [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in names
-        ]
+        parameters = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in names]
         # exporters bind arguments by the signature
         Forward.forward.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
             [inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY), *parameters]

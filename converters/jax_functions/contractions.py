@@ -35,7 +35,9 @@ def _dot(low: Lowering, equation: Any, names: list[str]) -> str:
             words[0][a] = words[1][b] = next(letters)
         for word in words:
             word[:] = [letter or next(letters) for letter in word]
-        result = [words[0][a] for a in (*left_batch, *left_free)] + [words[1][a] for a in right_free]
+        result = [words[0][a] for a in (*left_batch, *left_free)] + [
+            words[1][a] for a in right_free
+        ]
         text = f"{''.join(words[0])},{''.join(words[1])}->{''.join(result)}"
         found = low.build.add("Einsum", left, right, equation=text)
     dtype = equation.outvars[0].aval.dtype
@@ -87,7 +89,9 @@ def _spread(low: Lowering, equation: Any, value: str, kernel: str, given: Any) -
     vector = low.build.shape_constant
     axes = list(range(2, 2 + len(sizes)))
     minus = vector([-1] * len(axes))
-    turned = low.build.add("Slice", kernel, minus, vector([-(2**62)] * len(axes)), vector(axes), minus)
+    turned = low.build.add(
+        "Slice", kernel, minus, vector([-(2**62)] * len(axes)), vector(axes), minus
+    )
     return low.build.add(
         "ConvTranspose",
         value,

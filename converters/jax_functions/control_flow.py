@@ -21,9 +21,12 @@ def _body(
         build.input(wish, dtype, [None if low.is_symbolic(s) else int(s) for s in shape])
         for wish, dtype, shape in inputs
     ]
+    given: set[str] = set()
     for value, dtype, rank in emit(inner, names):
-        # an output must be made in the body itself
-        own = build.add("Identity", value)
+        # an output must be made in the body itself, and be no other output too
+        plain = build.makes(value) and value not in given
+        own = value if plain else build.add("Identity", value)
+        given.add(own)
         build.output(own, own, dtype, (None,) * rank)
     return build.inner_graph()
 
@@ -32,7 +35,11 @@ def _scan(low: Lowering, equation: Any, names: list[str]) -> tuple[str, ...]:
     given = equation.params
     constants, carries = given["num_consts"], given["num_carry"]
     program = given["jaxpr"]
-    captured, state, rows = names[:constants], names[constants:][:carries], names[constants + carries :]
+    captured, state, rows = (
+        names[:constants],
+        names[constants:][:carries],
+        names[constants + carries :],
+    )
     inner_avals = program.in_avals[constants:]
     inputs = [(f"scan_in_{at}", aval.dtype.name, aval.shape) for at, aval in enumerate(inner_avals)]
     scanned = list(rows)
@@ -109,9 +116,7 @@ def _cond(low: Lowering, equation: Any, names: list[str]) -> tuple[str, ...]:
         """Emit branch `at` and those after it: as JAX does, what is outside takes the nearest."""
         if at == len(branches) - 1:
             return inner.program(branches[at].jaxpr, branches[at].consts, arguments)
-        here = inner.build.add(
-            "LessOrEqual", which, inner.build.constant(np.asarray(at, np.int64))
-        )
+        here = inner.build.add("LessOrEqual", which, inner.build.constant(np.asarray(at, np.int64)))
 
         def taken(deeper: Lowering, _: list[str]) -> Any:
             return described(deeper.program(branches[at].jaxpr, branches[at].consts, arguments))

@@ -87,6 +87,23 @@ def _indices(
     return low.transposed(indices, [*front, *others, len(shape) - 1]), others
 
 
+def _one_slice(low: Lowering, equation: Any, names: list[str]) -> str:
+    """Gather at a single place: what dynamic_slice becomes where a size is symbolic."""
+    given = equation.params
+    numbers = given["dimension_numbers"]
+    shape, sizes = equation.invars[0].aval.shape, given["slice_sizes"]
+    targets = list(numbers.start_index_map)
+    if any(sizes[a] != shape[a] for a in range(len(shape)) if a not in targets):
+        raise refused(equation, "a slice that is smaller than the array where it has no start")
+    most = low.shape([shape[axis] - sizes[axis] for axis in targets])
+    wide, zero = low.cast(names[1], "int64"), low.build.shape_constant([0])
+    begin = low.build.add("Min", low.build.add("Max", wide, zero), most)
+    end = low.build.add("Add", begin, low.shape([sizes[axis] for axis in targets]))
+    found = low.build.add("Slice", names[0], begin, end, low.build.shape_constant(targets))
+    gone = list(numbers.collapsed_slice_dims)
+    return low.build.add("Squeeze", found, low.build.shape_constant(gone)) if gone else found
+
+
 def _gather(low: Lowering, equation: Any, names: list[str]) -> str:
     given = equation.params
     numbers = given["dimension_numbers"]
@@ -96,10 +113,12 @@ def _gather(low: Lowering, equation: Any, names: list[str]) -> str:
     targets = list(numbers.start_index_map)
     collapsed = list(numbers.collapsed_slice_dims)
     rest = [axis for axis in range(len(shape)) if axis not in (*batching, *collapsed)]
+    if len(equation.invars[1].aval.shape) == 1:
+        return _one_slice(low, equation, names)
     if sorted(targets) != sorted(collapsed) or any(
         given["slice_sizes"][axis] != shape[axis] for axis in rest
     ):
-        raise refused(equation, "slices that start at computed places: use jax.lax.dynamic_slice")
+        raise refused(equation, "several slices that start at computed places")
     value = low.transposed(names[0], [*batching, *targets, *rest])
     indices, others = _indices(low, equation, names[1], targets, front)
     if len(targets) == 1 and not batching:

@@ -211,7 +211,8 @@ def _specs(
         if spec is not None and spec.shape is not None:
             dtype = np.dtype(spec.dtype) if spec.dtype != "bfloat16" else jax.numpy.bfloat16
             shape = [
-                f"{name}_axis{axis}" if size is None else size for axis, size in enumerate(spec.shape)
+                f"{name}_axis{axis}" if size is None else size
+                for axis, size in enumerate(spec.shape)
             ]
         for wish in (axis for target, axis in wishes if target == name):
             if not 0 <= wish.axis < len(shape):
@@ -222,7 +223,9 @@ def _specs(
             try:
                 sizes = jax.export.symbolic_shape(words, scope=scope)
             except Exception as error:
-                raise UsageError(f"`{name}`: {error}", hint="name dynamic axes by letters") from error
+                raise UsageError(
+                    f"`{name}`: {error}", hint="name dynamic axes by letters"
+                ) from error
         else:
             sizes = tuple(int(size) for size in shape)
         found.append(jax.ShapeDtypeStruct(sizes, jax.dtypes.canonicalize_dtype(dtype)))

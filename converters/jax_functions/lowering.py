@@ -50,7 +50,11 @@ def lower(function: Function) -> GraphBuilder:
     outputs = lowering.program(program, closed.consts, names)
     for name, value, aval in zip(function.output_names, outputs, closed.out_avals, strict=True):
         shape = [
-            str(s) if str(s) in lowering.origins else None if jax.export.is_symbolic_dim(s) else int(s)
+            str(s)
+            if str(s) in lowering.origins
+            else None
+            if jax.export.is_symbolic_dim(s)
+            else int(s)
             for s in aval.shape
         ]
         build.output(name, value, aval.dtype.name, shape)
@@ -221,7 +225,22 @@ class Lowering:
 
 LAZY = frozenset(
     (
-        *("add", "sub", "mul", "div", "max", "min", "pow", "rem", "eq", "ne", "lt", "le", "gt", "ge"),
+        *(
+            "add",
+            "sub",
+            "mul",
+            "div",
+            "max",
+            "min",
+            "pow",
+            "rem",
+            "eq",
+            "ne",
+            "lt",
+            "le",
+            "gt",
+            "ge",
+        ),
         *("and", "or", "xor", "select_n"),
     )
 )

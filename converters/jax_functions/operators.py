@@ -60,10 +60,6 @@ def _rest(low: Lowering, equation: Any, names: list[str]) -> str:
     return low.build.add("Mod", *narrowed(low, names), fmod=1)
 
 
-def _one_and(low: Lowering, equation: Any, first: str, operator: str, second: str) -> str:
-    return low.build.add(operator, first, second)
-
-
 def _rsqrt(low: Lowering, equation: Any, names: list[str]) -> str:
     return low.build.add("Reciprocal", low.build.add("Sqrt", names[0]))
 
@@ -182,6 +178,10 @@ def _stack(low: Lowering, equation: Any, names: list[str]) -> str:
     return low.build.add("Concat", *parts, axis=int(equation.params["axis"]))
 
 
+def _tile(low: Lowering, equation: Any, names: list[str]) -> str:
+    return low.build.add("Tile", names[0], low.shape(equation.params["reps"]))
+
+
 def _split(low: Lowering, equation: Any, names: list[str]) -> tuple[str, ...]:
     sizes = equation.params["sizes"]
     return low.build.add_many(
@@ -229,9 +229,7 @@ def _iota(low: Lowering, equation: Any, names: list[str]) -> str:
 
 
 def _dimension(low: Lowering, equation: Any, names: list[str]) -> str:
-    size = low.build.add(
-        "Squeeze", low.size(equation.params["dim"]), low.build.shape_constant([0])
-    )
+    size = low.build.add("Squeeze", low.size(equation.params["dim"]), low.build.shape_constant([0]))
     return low.cast(size, equation.outvars[0].aval.dtype)
 
 
@@ -349,6 +347,7 @@ EMIT: dict[str, Emit] = {
     "concatenate": _concatenate,
     "stack": _stack,
     "split": _split,
+    "tile": _tile,
     "pad": _pad,
     "rev": _reverse,
     "iota": _iota,

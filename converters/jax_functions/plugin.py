@@ -77,7 +77,8 @@ def reference(request: ReferenceRequest) -> Session:
     def evaluate(feed: Mapping[str, Array]) -> dict[str, Array]:
         found = compiled(*(feed[name] for name in function.names))
         return {
-            name: np.asarray(value) for name, value in zip(function.output_names, found, strict=True)
+            name: np.asarray(value)
+            for name, value in zip(function.output_names, found, strict=True)
         }
 
     session: Session = DefinitionSession(function.signature(), evaluate)

@@ -81,9 +81,11 @@ def _of_xgboost(booster: Any) -> Any:
     made.booster = booster
     made.n_features_in_ = booster.num_features()
     if objective in XGBOOST_CLASSIFIERS:
-        count = 2 if objective == "binary:logistic" else raw(
-            np.zeros((1, made.n_features_in_)), margin=True
-        ).shape[-1]
+        count = (
+            2
+            if objective == "binary:logistic"
+            else raw(np.zeros((1, made.n_features_in_)), margin=True).shape[-1]
+        )
         made.classes_ = np.arange(count)
         made.compute = probabilities
     else:

@@ -61,8 +61,8 @@ def check(model: onnx.ModelProto, loaded: Loaded) -> tuple[str, ...]:
         )
     if wrong:
         return (
-            f"{wrong} of {tried} rows drawn around the trees' thresholds fall on another side of one: "
-            "the preprocessing before them is float32 here and float64 in scikit-learn",
+            (f"{wrong} of {tried} rows drawn around the trees' thresholds fall on another side of one: "
+            "the preprocessing before them is float32 here and float64 in scikit-learn"),
         )
     return ()
 
@@ -148,7 +148,10 @@ def _differences(model: onnx.ModelProto, loaded: Loaded, data: Array) -> tuple[i
         for name in names:
             if name == "label" and len(names) > 1:
                 continue  # follows from the probabilities, where two of them are not equal
-            a, b = (np.asarray(one[name], np.float64).reshape(len(part), -1) for one in (found, expected))
+            a, b = (
+                np.asarray(one[name], np.float64).reshape(len(part), -1)
+                for one in (found, expected)
+            )
             far = np.abs(a - b) > CLOSE * max(1e-2, float(np.abs(b).max(initial=0.0)))
             wrong[begin : begin + size] |= far.any(axis=1)
     return int(wrong.sum()), len(data)

@@ -25,8 +25,8 @@ OPTIONS: dict[str, Any] = {
 def to_onnx(loaded: Loaded, opset: int | None) -> onnx.ModelProto:
     """Return the ONNX model with our names. Raises UnsupportedError where a step has no ONNX form."""
     import skl2onnx
-    from sklearn.base import is_classifier
     from skl2onnx.common import exceptions
+    from sklearn.base import is_classifier
 
     _register()
     model = loaded.model
@@ -35,7 +35,9 @@ def to_onnx(loaded: Loaded, opset: int | None) -> onnx.ModelProto:
         opsets = {"": opset or DEFAULT_OPSET, "ai.onnx.ml": 3}
         options = {id(model): {"zipmap": False}} if is_classifier(model) else None
         try:
-            made = skl2onnx.to_onnx(model, initial_types=types, options=options, target_opset=opsets)
+            made = skl2onnx.to_onnx(
+                model, initial_types=types, options=options, target_opset=opsets
+            )
         except NameError:
             # some classifiers do not know the option, and make dictionaries all the same
             plain = {id(last_step(model)): {"nocl": False}}
@@ -119,11 +121,13 @@ def _rename(model: onnx.ModelProto, names: dict[str, str]) -> None:
 
 def _last_column(model: onnx.ModelProto, name: str) -> None:
     """Keep of the output `name` what the library gives: skl2onnx also writes `[-score, score]`."""
-    from onnx import helper, numpy_helper
     import numpy as np
+    from onnx import helper, numpy_helper
 
     _rename(model, {name: f"{name}_columns"})
-    model.graph.initializer.append(numpy_helper.from_array(np.array([-1], np.int64), f"{name}_last"))
+    model.graph.initializer.append(
+        numpy_helper.from_array(np.array([-1], np.int64), f"{name}_last")
+    )
     model.graph.node.append(
         helper.make_node("Gather", [f"{name}_columns", f"{name}_last"], [name], axis=1)
     )
@@ -301,7 +305,9 @@ class _Emission:
                 for key, value in zip(list(columns)[:8], row, strict=True):
                     columns[key].append(value)
                 for target, amount in zip(node.targets, node.values, strict=True):
-                    for key, value in zip(list(columns)[8:], (number, at, target, amount), strict=True):
+                    for key, value in zip(
+                        list(columns)[8:], (number, at, target, amount), strict=True
+                    ):
                         columns[key].append(value)
         found = self.node(
             "TreeEnsembleRegressor",
@@ -312,7 +318,9 @@ class _Emission:
             post_transform="NONE",
             **columns,
         )
-        return self.node("Add", [found, self.floats(list(trees.base))]) if any(trees.base) else found
+        return (
+            self.node("Add", [found, self.floats(list(trees.base))]) if any(trees.base) else found
+        )
 
     def linked(self, trees: Ensemble, margin: str) -> str:
         """Return the link function of the sum."""

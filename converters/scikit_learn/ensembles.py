@@ -258,7 +258,9 @@ def _xgboost(model: Any) -> Ensemble:
         trees, info = trees[:last], info[:last]
     factors = weights or [1.0] * len(trees)
     outputs = max(
-        1, int(learner["learner_model_param"]["num_class"]), int(learner["learner_model_param"]["num_target"])
+        1,
+        int(learner["learner_model_param"]["num_class"]),
+        int(learner["learner_model_param"]["num_target"]),
     )
     bare = Ensemble(
         trees=tuple(
@@ -292,7 +294,9 @@ def _stopped_early(model: Any) -> bool:
 
 def _xgboost_nodes(tree: dict[str, Any], target: int, factor: float) -> Iterator[Node]:
     if int(tree["tree_param"]["size_leaf_vector"]) > 1:
-        raise _refused("an XGBoost tree with several values in a leaf", "multi_strategy=one_output_per_tree")
+        raise _refused(
+            "an XGBoost tree with several values in a leaf", "multi_strategy=one_output_per_tree"
+        )
     import numpy as np
 
     # JSON has the shortest decimals of float32 numbers: only as float32 are they what was meant
@@ -384,8 +388,10 @@ def _lightgbm_nodes(root: dict[str, Any], target: int, share: int, nodes: list[N
             todo += [(item["left_child"], at, True), (item["right_child"], at, False)]
     for item, (left, right) in zip(kept, places, strict=True):
         if left < 0:
-            if "leaf_coeff" in item and item["leaf_coeff"]:
-                raise _refused("a LightGBM model with linear leaves", "train it with linear_tree=false")
+            if item.get("leaf_coeff"):
+                raise _refused(
+                    "a LightGBM model with linear leaves", "train it with linear_tree=false"
+                )
             nodes.append(Node(targets=(target,), values=(float(item["leaf_value"]) / share,)))
             continue
         if item["decision_type"] != "<=":

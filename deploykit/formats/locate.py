@@ -13,9 +13,9 @@ from deploykit.formats.folder import read_folder
 from deploykit.formats.reading import FormatError, Reading, RunsCodeError, listed
 from deploykit.formats.recognise import PARTS, READERS, classify, part_alone, reader
 
+CODE = ("pytorch/module", "jax/reference")
 FOLDERS_AND_CODE = (
-    "pytorch/module",
-    "jax/reference",
+    *CODE,
     "hugging-face/folder",
     "coreml/mlpackage",
     "xdl/checkpoint",
@@ -56,7 +56,9 @@ def _read(location: str | Path, format: str | None) -> Reading:
         if reference is not None and not path.exists():
             if not reference[0].exists():
                 raise _missing(reference[0])
-            return python_reference.read(*reference)
+            reading = python_reference.read(*reference)
+            # a file that imports its framework by way of another one
+            return replace(reading, format=format) if format in CODE else reading
         if path.is_dir():
             return read_folder(path, format)
         if not path.exists():

@@ -129,7 +129,9 @@ def read_xgboost(content: Content) -> Reading:
             objective = learner["objective"]["name"]  # type: ignore[index]
             trees = len(_trees(learner["gradient_booster"]))  # type: ignore[index]
         except (KeyError, TypeError, ValueError) as error:
-            raise damaged(content.path, "XGBoost model", f"{type(error).__name__} {error}") from error
+            raise damaged(
+                content.path, "XGBoost model", f"{type(error).__name__} {error}"
+            ) from error
         details = {"objective": shown(str(objective)), "trees": str(trees), "encoding": "JSON"}
         signature = _matrix(features)
     return Reading(
@@ -147,7 +149,9 @@ def _trees(booster: Any) -> Any:
 
 def recognises_lightgbm(content: Content) -> bool:
     """Whether the file is a LightGBM model in its text form."""
-    return content.starts_with(b"tree\n", b"tree\r\n") and b"\nversion=" in bytes(content.view[:256])
+    return content.starts_with(b"tree\n", b"tree\r\n") and b"\nversion=" in bytes(
+        content.view[:256]
+    )
 
 
 def read_lightgbm(content: Content) -> Reading:
