@@ -129,7 +129,7 @@ def _model(source: Source) -> tuple[Any, tuple[str, ...]]:
         if type(error).__module__.startswith("safetensors"):
             raise SourceError(f"damaged weights in `{folder}`: {first_line(error)}") from error
         raise
-    return model, _complete(folder, kind, model, report)
+    return model, _complete(folder, model, report)
 
 
 def _attention(kind: Any) -> str | None:
@@ -167,7 +167,7 @@ def _class(source: Source, described: dict[str, Any]) -> Any:
     )
 
 
-def _complete(folder: Path, kind: Any, model: Any, report: Any) -> tuple[str, ...]:
+def _complete(folder: Path, model: Any, report: Any) -> tuple[str, ...]:
     """Return notes on the loading. Raises SourceError where a weight would start at random."""
 
     def names(key: str) -> list[str]:
@@ -210,7 +210,7 @@ class _Forward:
         if "use_cache" in known:
             fixed["use_cache"] = False
 
-        class Forward(torch.nn.Module):
+        class Forward(torch.nn.Module):  # type: ignore[misc]
             def __init__(self) -> None:
                 super().__init__()
                 self.model = model

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from deploykit._plugins.converters.jax_functions.lowering import Emit, Lowering
+    from converters.jax_functions.lowering import Emit, Lowering
 
 
 def _body(

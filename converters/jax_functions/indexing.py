@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from deploykit._plugins.converters.jax_functions.operators import refused
 
 if TYPE_CHECKING:
-    from deploykit._plugins.converters.jax_functions.lowering import Emit, Lowering
+    from converters.jax_functions.lowering import Emit, Lowering
 
 
 def _slice(low: Lowering, equation: Any, names: list[str]) -> str:

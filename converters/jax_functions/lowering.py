@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from deploykit.errors import UnsupportedError
 from deploykit.graph_building import GraphBuilder
+from deploykit.protocol import Dimension
 
 if TYPE_CHECKING:
-    from deploykit._plugins.converters.jax_functions.loading import Function
+    from converters.jax_functions.loading import Function
 
 Emit = Callable[["Lowering", Any, list[str]], "str | Sequence[str]"]
 """From the lowering, an equation and the names of its inputs to the names of its outputs."""
@@ -42,7 +43,9 @@ def lower(function: Function) -> GraphBuilder:
     lowering = Lowering(build)
     names = []
     for name, spec in zip(function.names, function.specs, strict=True):
-        shape = [str(s) if jax.export.is_symbolic_dim(s) else int(s) for s in spec.shape]
+        shape: list[Dimension] = [
+            str(s) if jax.export.is_symbolic_dim(s) else int(s) for s in spec.shape
+        ]
         names.append(build.input(name, spec.dtype.name, shape))
         for axis, size in enumerate(spec.shape):
             if jax.export.is_symbolic_dim(size):

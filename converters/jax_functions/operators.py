@@ -1,5 +1,7 @@
 """Primitives that work element by element, on shapes, or along axes."""
 
+# ruff: noqa: ARG001 (every function of the table takes the same arguments)
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
@@ -7,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from deploykit.errors import UnsupportedError
 
 if TYPE_CHECKING:
-    from deploykit._plugins.converters.jax_functions.lowering import Emit, Lowering
+    from converters.jax_functions.lowering import Emit, Lowering
 
 
 def refused(equation: Any, what: str) -> UnsupportedError:

@@ -61,8 +61,10 @@ def check(model: onnx.ModelProto, loaded: Loaded) -> tuple[str, ...]:
         )
     if wrong:
         return (
-            (f"{wrong} of {tried} rows drawn around the trees' thresholds fall on another side of one: "
-            "the preprocessing before them is float32 here and float64 in scikit-learn"),
+            (
+                f"{wrong} of {tried} rows drawn around the trees' thresholds fall on another side of one: "
+                "the preprocessing before them is float32 here and float64 in scikit-learn"
+            ),
         )
     return ()
 
@@ -135,7 +137,7 @@ def _differences(model: onnx.ModelProto, loaded: Loaded, data: Array) -> tuple[i
     import onnxruntime
 
     dtype = loaded.signature.inputs[0].dtype
-    batch = loaded.signature.inputs[0].shape[0]  # type: ignore[index]
+    batch = loaded.signature.inputs[0].shape[0]
     size = batch if isinstance(batch, int) else len(data)
     data = data[: len(data) // size * size]
     session = onnxruntime.InferenceSession(model.SerializeToString())

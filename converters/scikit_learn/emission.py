@@ -31,7 +31,8 @@ def to_onnx(loaded: Loaded, opset: int | None) -> onnx.ModelProto:
     _register()
     model = loaded.model
     try:
-        types = [(spec.name, _type(spec)) for spec in loaded.signature.inputs]
+        precise = _trees_after_steps(loaded)
+        types = [(spec.name, _type(spec, precise=precise)) for spec in loaded.signature.inputs]
         opsets = {"": opset or DEFAULT_OPSET, "ai.onnx.ml": 3}
         options = {id(model): {"zipmap": False}} if is_classifier(model) else None
         try:
@@ -52,7 +53,45 @@ def to_onnx(loaded: Loaded, opset: int | None) -> onnx.ModelProto:
             f"skl2onnx {skl2onnx.__version__} cannot convert the model: "
             f"{type(error).__name__}: {_first(error)}"
         ) from error
-    return _named(_without_dictionaries(made), loaded)
+    made = _named(_without_dictionaries(made), loaded)
+    return _with_float_inputs(made) if precise else made
+
+
+def _trees_after_steps(loaded: Loaded) -> bool:
+    """Whether trees follow other steps on floats.
+
+    Then these run in double precision, as in scikit-learn: else a value on a threshold, as values of
+    the training data often are, may fall on its other side.
+    """
+    last = last_step(loaded.model)
+    specs = loaded.signature.inputs
+    return (
+        last is not loaded.model
+        and all(spec.dtype == "float32" for spec in specs)
+        and ensemble_of(last) is not None
+    )
+
+
+def _with_float_inputs(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Let the double inputs of the graph be float32, cast inside."""
+    import onnx
+
+    names = {value.name: f"{value.name}_double" for value in model.graph.input}
+    _rename(model, names)
+    for value in model.graph.input:
+        value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    for value in model.graph.output:
+        if value.type.tensor_type.elem_type == onnx.TensorProto.DOUBLE:
+            # what comes out is ours, and float32
+            value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    casts = [
+        onnx.helper.make_node("Cast", [name], [inner], to=onnx.TensorProto.DOUBLE)
+        for name, inner in names.items()
+    ]
+    nodes = [*casts, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    return model
 
 
 def last_step(model: Any) -> Any:
@@ -97,9 +136,9 @@ def _named(model: onnx.ModelProto, loaded: Loaded) -> onnx.ModelProto:
     for name in clash:
         _rename(model, {name: f"{name}_inner"})
     _rename(model, renamed)
-    if wanted[-1].name == "scores" and (wanted[-1].shape or ())[-1] == 1:
+    if wanted[-1].name == "scores" and (wanted[-1].shape or (None,))[-1] == 1:
         _last_column(model, "scores")
-    batch = loaded.signature.inputs[0].shape[0]  # type: ignore[index]
+    batch = loaded.signature.inputs[0].shape[0]
     for value in [*model.graph.input, *model.graph.output]:
         axis = value.type.tensor_type.shape.dim[0]
         axis.Clear()
@@ -135,7 +174,7 @@ def _last_column(model: onnx.ModelProto, name: str) -> None:
     model.graph.output[at].CopyFrom(helper.make_tensor_value_info(name, 1, [None, 1]))
 
 
-def _type(spec: Any) -> Any:
+def _type(spec: Any, *, precise: bool) -> Any:
     from skl2onnx.common import data_types
 
     kinds = {
@@ -146,6 +185,8 @@ def _type(spec: Any) -> Any:
         "bool": data_types.BooleanTensorType,
     }
     batch, width = spec.shape
+    if precise:
+        return data_types.DoubleTensorType([batch if isinstance(batch, int) else None, width])
     return kinds[spec.dtype]([batch if isinstance(batch, int) else None, width])
 
 
@@ -316,7 +357,7 @@ class _Emission:
             n_targets=trees.outputs,
             aggregate_function="SUM",
             post_transform="NONE",
-            **columns,
+            **dict[str, Any](columns),
         )
         return (
             self.node("Add", [found, self.floats(list(trees.base))]) if any(trees.base) else found

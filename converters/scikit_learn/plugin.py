@@ -54,7 +54,8 @@ def inspect(source: Source) -> Signature:
     Raises UnsupportedError where loading would run code and is not trusted, SourceError where the
     file is damaged or no fitted model, UsageError for an input that the model does not have.
     """
-    return _load(source).signature
+    signature: Signature = _load(source).signature
+    return signature
 
 
 def convert(request: ConvertRequest) -> ConvertResult:
