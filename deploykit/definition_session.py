@@ -35,7 +35,13 @@ class DefinitionSession:
         if self._evaluate is None:
             raise RuntimeError("the session is closed")
         found = self._evaluate(feed)
-        return {spec.name: np.asarray(found[spec.name], dtype=spec.dtype) for spec in self.outputs}
+        return {
+            # numpy has no dtype of this name: strings of any length stay as they are
+            spec.name: np.asarray(
+                found[spec.name], dtype=None if spec.dtype == "string" else spec.dtype
+            )
+            for spec in self.outputs
+        }
 
     def bind(self, feed: Mapping[str, Array]) -> BoundDefinition:
         """Fix the inputs."""

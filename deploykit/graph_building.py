@@ -183,6 +183,26 @@ class GraphBuilder:
         )
         return model, large
 
+    def inner(self, name: str) -> GraphBuilder:
+        """Return a builder of an inner graph (of Loop, Scan, If).
+
+        Names are unique in both, and its constants are held by the outermost graph.
+        """
+        inner = GraphBuilder(self.fresh(name))
+        inner._taken, inner._constants, inner._layer = self._taken, self._constants, self._layer
+        return inner
+
+    def makes(self, value: str) -> bool:
+        """Return whether a node of this very graph, no inner or outer one, makes `value`."""
+        return any(value in node.output for node in self._nodes)
+
+    def inner_graph(self) -> onnx.GraphProto:
+        """Return what a builder from `inner` holds, fit for an attribute of a node."""
+        from onnx import helper
+
+        outputs = [_value(value, dtype, shape) for _, value, dtype, shape in self._outputs]
+        return helper.make_graph(self._nodes, self.name, self._inputs, outputs)
+
     @property
     def weight_bytes(self) -> int:
         """The size of all constants."""

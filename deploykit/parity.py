@@ -131,7 +131,7 @@ class OutputParity:
     sqnr_db: float = -MAX_SQNR_DB
     elements: int = 0
     largest: float = 0.0
-    """The largest magnitude of the reference output."""
+    """The largest magnitude of the reference output; of texts, the length of the longest."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the parity as JSON values."""
@@ -202,6 +202,7 @@ def _compare_text(name: str, b: Array, a: Array) -> OutputParity:
         max_rel_error=0.0,
         cosine=1.0,
         sqnr_db=MAX_SQNR_DB,
+        largest=float(max((len(str(text)) for text in b.ravel()), default=0)),
         elements=b.size,
     )
 

@@ -27,6 +27,10 @@ FRAMEWORKS = {
     "xdl": "XDL",
     "theano": "Theano",
     "jax": "JAX",
+    "hugging-face": "Hugging Face transformers",
+    "scikit-learn": "scikit-learn",
+    "xgboost": "XGBoost",
+    "lightgbm": "LightGBM",
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from deploykit.errors import SourceError
-from deploykit.formats import foreign, tensorflow_checkpoint
+from deploykit.formats import foreign, hugging_face_folder, tensorflow_checkpoint
 from deploykit.formats.content import open_content, shown
 from deploykit.formats.reading import Reading, listed
 from deploykit.formats.recognise import PARTS, READERS, classify, reader
@@ -34,6 +34,8 @@ def read_folder(folder: Path, format: str | None) -> Reading:
     Raises SourceError where there is none, or more than one.
     """
     entries = _entries(folder)
+    if format in (None, hugging_face_folder.FORMAT) and hugging_face_folder.recognises(folder):
+        return hugging_face_folder.read(folder)
     if (whole := _whole(folder)) is not None:
         return whole
     found, parts, problem = _classify([path for path in entries if path.is_file()])
@@ -85,6 +87,7 @@ def _is_whole(folder: Path) -> bool:
         (folder / "saved_model.pb").is_file()
         or foreign.is_coreml_package(folder)
         or foreign.is_xdl_checkpoint(folder)
+        or hugging_face_folder.recognises(folder)
     )
 
 

@@ -13,7 +13,12 @@ from deploykit.formats.folder import read_folder
 from deploykit.formats.reading import FormatError, Reading, RunsCodeError, listed
 from deploykit.formats.recognise import PARTS, READERS, classify, part_alone, reader
 
-FOLDERS_AND_CODE = (*python_reference.FORMATS, "coreml/mlpackage", "xdl/checkpoint")
+FOLDERS_AND_CODE = (
+    *python_reference.FORMATS,
+    "hugging-face/folder",
+    "coreml/mlpackage",
+    "xdl/checkpoint",
+)
 """Formats that are no single file."""
 
 

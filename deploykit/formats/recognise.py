@@ -47,6 +47,10 @@ READERS = {
     "coreml/mlmodel": "foreign.read_coreml",
     "xdl/graph": "foreign.read_xdl",
     "theano/parameters": "numpy_pickle.read",
+    "scikit-learn/pickle": "scikit_learn_files.read_pickle",
+    "scikit-learn/skops": "scikit_learn_files.read_skops",
+    "xgboost/model": "scikit_learn_files.read_xgboost",
+    "lightgbm/model": "scikit_learn_files.read_lightgbm",
 }
 """The function that reads each format of files, imported when it is needed: zip, json and pickle
 cost more time than everything else here."""
@@ -102,6 +106,8 @@ def classify(content: Content) -> str | None:
         return "pytorch/lite"
     if checkpoint_index.recognises(content):
         return "tensorflow/checkpoint"
+    if found := _trees(content):
+        return found
     if first in b"{ \t\r\n" and (found := _json(content)):
         return found
     if foreign.recognises_xdl(content):
@@ -133,7 +139,25 @@ def _zip(content: Content) -> str | None:
 
     with Archive(content) as archive:
         is_keras = "config.json" in archive and "metadata.json" in archive
-        return format_of(archive) or ("keras/v3" if is_keras else None)
+        if (found := format_of(archive)) is not None:
+            return found
+        from deploykit.formats.scikit_learn_files import recognises_skops
+
+        if recognises_skops(archive):
+            return "scikit-learn/skops"
+        return "keras/v3" if is_keras else None
+
+
+def _trees(content: Content) -> str | None:
+    if content.view[0] not in b"{ \t\r\nt\x80\x78\x1fB\xfd":
+        return None
+    from deploykit.formats import scikit_learn_files
+
+    if scikit_learn_files.recognises_xgboost(content):
+        return "xgboost/model"
+    if scikit_learn_files.recognises_lightgbm(content):
+        return "lightgbm/model"
+    return "scikit-learn/pickle" if scikit_learn_files.recognises_pickle(content) else None
 
 
 def _hdf5(content: Content) -> str | None:
