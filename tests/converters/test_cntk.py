@@ -22,7 +22,16 @@ import deploykit as dk
 from deploykit.errors import DeploykitError, SourceError, UnsupportedError, UsageError
 from deploykit.protocol import ConvertRequest, ReferenceRequest, Source
 from deploykit.tensor_spec import parse_input
-from tests.converters.cntk_v2_writer import ALL_STATIC, CONSTANT, PLACEHOLDER, Int, Model, Shape
+from tests.converters.cntk_v2_writer import (
+    ALL_STATIC,
+    BATCH,
+    CONSTANT,
+    PLACEHOLDER,
+    SEQUENCE,
+    Int,
+    Model,
+    Shape,
+)
 
 RANDOM = np.random.default_rng(3)
 
@@ -305,10 +314,9 @@ def test_batch_normalization(tmp_path: Path) -> None:
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def convolved(folder: Path, kernel: Any, x: Any, sequence: bool = False, **attributes: Any) -> Any:
+def convolved(folder: Path, kernel: Any, x: Any, **attributes: Any) -> Any:
     model = Model()
-    feed = x[0] if sequence else x
-    model.input("x", *x.shape[2 if sequence else 1 :], sequence=sequence)
+    model.input("x", *x.shape[1:])
     model.parameter("kernel", kernel)
     plain = {
         "strides": Shape((1,)),
@@ -319,7 +327,7 @@ def convolved(folder: Path, kernel: Any, x: Any, sequence: bool = False, **attri
         "transpose": False,
     }
     model.function("Convolution", "made", "kernel", "x", **{**plain, **attributes})
-    return both(model.write(folder), {"x": feed})[0]
+    return both(model.write(folder), {"x": x})[0]
 
 
 @pytest.mark.parametrize("size", range(5, 10))
@@ -353,10 +361,10 @@ def test_convolutions(tmp_path: Path) -> None:
         x,
         autoPadding=[False],
         lowerPad=Shape((1, 2, 0)),
-        upperPad=Shape((0, 1, 0)),
+        upperPad=Shape((1, 1, 0)),
         strides=Shape((2, 1, 3)),
     )
-    assert found.shape == (2, 4, 8, 4)
+    assert found.shape == (2, 4, 8, 5)
     found = convolved(tmp_path, kernel, x, dilation=Shape((2, 3, 1)))
     assert found.shape == (2, 4, 7, 8)
     grouped = w(6, 1, 3, 3)
@@ -629,7 +637,7 @@ def recurrent(op: str, offset: int = 1) -> tuple[Model, Any, Any]:
     model.parameter("W", weight)
     model.parameter("R", inner)
     scalar(model, "begin", 0.1)
-    model.variable("h_Output_0", PLACEHOLDER, (4,))
+    model.variable("h_Output_0", PLACEHOLDER, (4,), dynamic_axis=[SEQUENCE, BATCH])
     model.function(op, "delay", "h_Output_0", "begin", offset=offset)
     model.function("Times", "inner", "R", "delay_Output_0", outputRank=1)
     model.function("Times", "outer", "W", "x", outputRank=1)
@@ -747,15 +755,6 @@ def test_sequences_broadcast_reduced_unpacked(tmp_path: Path) -> None:
     model.function("ToSequenceLike", "made", "unpacked_Output_0", "x")
     (found,) = both(model.write(tmp_path), {"x": x})
     np.testing.assert_array_equal(found, x)
-
-
-def test_a_convolution_along_the_sequence(tmp_path: Path) -> None:
-    x, kernel = w(1, 6, 2), w(4, 2, 3)
-    how = {"sequential": True, "autoPadding": [True, False], "strides": Shape((1, 1))}
-    found = convolved(tmp_path, kernel, x, sequence=True, **how)
-    padded = np.pad(x[0], [(1, 1), (0, 0)])
-    expected = [np.einsum("tc,mct->m", padded[at : at + 3], kernel) for at in range(6)]
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_without_an_order_of_steps_each_is_a_sample(tmp_path: Path) -> None:
