@@ -82,6 +82,34 @@ def dictionary(values: dict[str, Any], *, apart: bool = False) -> bytes:
     return wire(1, 1) + b"".join(wire(2, entry) for entry in entries)
 
 
+# what CNTK 2.7 writes beside the attributes that a test is about
+ALWAYS: dict[str, dict[str, Any]] = {
+    "Convolution": {
+        "maxTempMemSizeInSamples": 0,
+        "outputShape": Shape((0,)),
+        "dilation": Shape((1,)),
+        "groups": 1,
+        "transpose": False,
+        "sequential": False,
+    },
+    "BatchNormalization": {
+        "normalizationTimeConstant": 0.0,
+        "blendTimeConstant": 0.0,
+        "useCuDNNEngine": False,
+        "disableRegularization": False,
+    },
+    "Dropout": {"dropoutRate": 0.5, "rngSeed": 1, "rngOffset": 0},
+    "ELU": {"alpha": 1.0},
+    "OneHot": {"oneHotOutputSparse": False},
+    "Pad": {"paddingMode": 0, "paddingConstantValue": 0.0},
+    "Times": {"inferInputRankToMap": Int(-1)},
+    "UnpackSequence": {
+        "sequenceUnpackPaddingValue": 0.0,
+        "sequenceUnpackSuppressMaskOutput": True,
+    },
+}
+
+
 @dataclass
 class Model:
     """A function in the making; arrays are numpy's, the reverse of CNTK's axes."""
@@ -94,6 +122,7 @@ class Model:
             "version": 1,
             "type": "Variable",
             "uid": uid,
+            **({"name": uid} if kind == INPUT else {}),
             "kind": kind,
             "data_type": 1,
             "dynamic_axis": [],
@@ -119,7 +148,7 @@ class Model:
             "type": "PrimitiveFunction",
             "uid": uid,
             "op": OPERATORS.index(op),
-            "attributes": attributes,
+            "attributes": {**ALWAYS.get(op, {}), **attributes},
             "inputs": list(inputs),
         }
         self.functions.append({**made, **({"name": name} if name else {})})

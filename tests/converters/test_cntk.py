@@ -22,6 +22,7 @@ import deploykit as dk
 from deploykit.errors import DeploykitError, SourceError, UnsupportedError, UsageError
 from deploykit.protocol import ConvertRequest, ReferenceRequest, Source
 from deploykit.tensor_spec import parse_input
+from tests.converters import cntk_library
 from tests.converters.cntk_v2_writer import (
     ALL_STATIC,
     BATCH,
@@ -86,6 +87,8 @@ def both(path: Path, feed: dict[str, Any], **options: str) -> list[Any]:
     for one, other in zip(found, defined.values(), strict=True):
         assert one.shape == other.shape
         np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-5)
+    if cntk_library.LIBRARY and not options:
+        compare_with_cntk(path, feed, found)
     signature = plugin.inspect(source)
     assert list(defined) == [spec.name for spec in signature.outputs]
     for spec, one in zip(signature.outputs, found, strict=True):
@@ -95,6 +98,36 @@ def both(path: Path, feed: dict[str, Any], **options: str) -> list[Any]:
             not isinstance(n, int) or n == m for n, m in zip(spec.shape, one.shape, strict=True)
         )
     return found
+
+
+def compare_with_cntk(path: Path, feed: dict[str, Any], found: list[Any]) -> None:
+    """Hold `found` against CNTK itself, except for what CNTK or its C API cannot do on a CPU."""
+    try:
+        model = cntk_library.Model(path)
+        samples = (
+            len(next(iter(feed.values()))) if b"defaultDynamicAxis" not in path.read_bytes() else 1
+        )
+        for number in range(samples):
+            whole = samples == 1
+            given_feed = feed if whole else {name: x[number] for name, x in feed.items()}
+            for one, expected in zip(found, model.run(given_feed), strict=False):
+                mine = (one if whole else one[number]).reshape(-1)
+                np.testing.assert_allclose(mine, expected, rtol=1e-4, atol=1e-5)
+    except RuntimeError as error:
+        if not any(words in str(error) for words in BEYOND_CNTK):
+            raise
+
+
+BEYOND_CNTK = (
+    "Not Implemented",
+    "not yet implemented",
+    "Number of evaluated outputs",  # of a function with two
+    "trailing dimensions of the left operand",  # CNTK 1's flattening
+    "Binary tensor operation: Dimension",  # a reduction that does not keep its axes
+    "DataType",  # the C API has float32 only
+    "std::bad_alloc",  # nor free sizes
+    "'version' is not found",  # a checkpoint of our own making
+)
 
 
 def computed(folder: Path, op: str, *feeds: Any, sequence: bool = False, **attributes: Any) -> Any:
@@ -596,7 +629,7 @@ def test_others(tmp_path: Path) -> None:
     expected = (a * b).sum(1) / np.sqrt((a * a).sum(1) * (b * b).sum(1))
     np.testing.assert_allclose(computed(tmp_path, "CosDistance", a, b), expected, rtol=1e-4)
     np.testing.assert_array_equal(computed(tmp_path, "ConstantOp", a, fillValue=2.0), a * 0 + 2)
-    np.testing.assert_array_equal(computed(tmp_path, "Cast", a, newDataType=1), a)
+    np.testing.assert_array_equal(computed(tmp_path, "Cast", a, newDataType=Int(1)), a)
 
 
 # sequences
@@ -993,7 +1026,7 @@ def test_refusals_that_name_the_reason(tmp_path: Path) -> None:
             {"axis": Axis(name="defaultDynamicAxis"), "beginIndex": Int(0), "endIndex": Int(1)},
         ),
         ("Pad", [x], {"paddingHead": [1, 1], "paddingFoot": [1, 1], "paddingMode": 2}),
-        ("Cast", [x], {"newDataType": 5}),
+        ("Cast", [x], {"newDataType": Int(5)}),
         ("Crop", [x, x], {}),
     ]
     for op, feeds, attributes in refused:
