@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 MAGIC = struct.pack("<I", 0x636E746B)
 
-# dtype, and the field that holds the values
-DTYPES = {1: ("float32", 4), 2: ("float64", 5), 4: ("float16", 6), 5: ("int8", 6), 6: ("int16", 7)}
+# dtype, and the field that holds the values; CNTK 2.7 writes float16 as float32
+DTYPES = {1: ("float32", 4), 2: ("float64", 5), 4: ("float16", 4), 5: ("int8", 6), 6: ("int16", 7)}
 
 NAMED_AXES = {2**31 - 2: ALL_STATIC, 2**31 - 5: ALL_AXES}
 DYNAMIC = 2**31 - 1
@@ -149,7 +149,7 @@ class _Reader:
             return self.next(dtype, size).reshape(shape[::-1])
         if place not in parts:
             return np.zeros(shape[::-1], dtype)
-        flat = _values(parts[place], kind)
+        flat = _values(parts[place], kind).astype(dtype, copy=False)
         if flat.size != size:
             raise FormatError(f"an array of {flat.size} values has the shape {shape}")
         return flat.reshape(shape[::-1])
@@ -173,7 +173,7 @@ class _Reader:
 def _values(view: memoryview, kind: int) -> Array:
     import numpy as np
 
-    dtype = np.dtype(DTYPES[kind][0]).newbyteorder("<")
+    dtype = np.dtype("float32" if kind == 4 else DTYPES[kind][0]).newbyteorder("<")
     chunks: list[Array] = []
     singles: list[int] = []
     for key, item in fields(view):

@@ -344,7 +344,7 @@ COMPUTE: dict[str, Compute] = {
     "BatchNormalization": _batch_normalization,
     "Convolution": lambda node, ins: replace(
         ins[1],
-        array=convolution(node.attributes, ins[0].array[0, 0], ins[1].array, bool(ins[1].sequence)),
+        array=convolution(node.attributes, ins[0].array[0, 0], ins[1].array),
     ),
     "Pooling": lambda node, ins: replace(ins[0], array=pooling(node.attributes, ins[0].array)),
     **SHAPING,

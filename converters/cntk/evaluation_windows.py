@@ -65,16 +65,10 @@ def _tap(
     return x
 
 
-def convolution(attributes: Mapping[str, Any], kernel: Array, x: Array, sequential: bool) -> Array:
-    """Return the convolution of `x` [batch, step, *space, channels] with `kernel` [*space, channels, maps].
-
-    A sequential one has the steps as its slowest axis of space.
-    """
+def convolution(attributes: Mapping[str, Any], kernel: Array, x: Array) -> Array:
+    """Return the convolution of `x` [batch, step, *space, channels] with `kernel` [*space, channels, maps]."""
     import numpy as np
 
-    if attributes.get("sequential") and sequential:
-        turned = np.moveaxis(x, 1, -2)[:, None]
-        return np.moveaxis(convolution(attributes, kernel, turned, False)[:, 0], -2, 1)
     rank = x.ndim - 2
     if kernel.ndim == rank:
         kernel = kernel[..., None]

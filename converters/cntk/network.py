@@ -115,7 +115,7 @@ def _is_scalar(leaf: Leaf) -> bool:
 
 def _orders(nodes: Iterable[Node]) -> bool:
     for node in nodes:
-        if node.op in sequences.ALONG_SEQUENCE or node.attributes.get("sequential"):
+        if node.op in sequences.ALONG_SEQUENCE:
             return True
         axes = [node.attributes.get("axis"), *_tuple(node.attributes.get("axisVec"))]
         if node.op == "ReduceElements" and any(

@@ -102,8 +102,6 @@ def windows(node: Node, kernel: Shape) -> list[Window]:
 def convolution(to: Emission, node: Node, ins: list[Value]) -> Value:
     """Emit a Convolution: inputs are the kernel and the data."""
     kernel, data = ins
-    if node.attributes.get("sequential"):
-        return _along_sequence(to, node, kernel, data)
     if not all(listed(node, "sharing", bool)):
         raise UnsupportedError(
             f"convolution `{node.name or node.uid}` shares no weights between places",
@@ -163,26 +161,6 @@ def _cut(to: Emission, name: str, shape: Shape, along: list[Window]) -> tuple[st
             to.sizes(*(axis for axis, _, _ in needed)),
         )
     return name, [max(a, 0) for a, _ in edges[::-1]] + [max(b, 0) for _, b in edges[::-1]]
-
-
-def _along_sequence(to: Emission, node: Node, kernel: Value, data: Value) -> Value:
-    """Emit a convolution whose slowest spatial axis is the sequence itself."""
-    if not data.sequence or not data.batch:
-        raise ValueError("a sequential convolution has no sequence")
-    # [batch, time, channels, space] to [batch, channels, time, space]; CNTK: (space, time, channels)
-    order = [0, 2, 1, *range(3, data.rank)]
-    turned = Value(
-        to.add("Transpose", data.name, perm=order),
-        (*data.shape[:-1], FREE, data.shape[-1]),
-        batch=True,
-    )
-    plain = replace(node, attributes={**node.attributes, "sequential": False})
-    found = convolution(to, plain, [kernel, turned])
-    back = to.add("Transpose", found.name, perm=order)
-    shape = (*found.shape[:-2], found.shape[-1])
-    strided = spread(listed(node, "strides", int), len(turned.shape), 1)[-2] != 1
-    axis = f"{data.sequence}_strided" if strided else data.sequence
-    return replace(data, name=back, shape=shape, sequence=axis, constant=None, positional=False)
 
 
 def _transposed(to: Emission, node: Node, kernel: Value, data: Value) -> Value:

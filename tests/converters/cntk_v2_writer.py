@@ -18,6 +18,7 @@ BATCH = Axis(name="defaultBatchAxis")
 SEQUENCE = Axis(name="defaultDynamicAxis")
 ALL_STATIC = Axis(index=2**31 - 2)
 INPUT, PARAMETER, CONSTANT, PLACEHOLDER = 0, 2, 3, 4
+KINDS = {"float32": 1, "float64": 2, "float16": 4, "int8": 5}
 
 
 class Int(int):
@@ -34,16 +35,21 @@ def shape(sizes: Any) -> bytes:
 
 def axis(one: Axis) -> bytes:
     index = 2**31 - 1 if one.index is None else one.index
-    return (wire(1, index) if index else b"") + (wire(2, one.name) if one.name else b"")
+    # of the dynamic axes only the batch has no order
+    ordered = one.index is None and one.name != BATCH.name
+    return (
+        (wire(1, index) if index else b"")
+        + (wire(2, one.name) if one.name else b"")
+        + (wire(3, 1) if ordered else b"")
+    )
 
 
 def array(value: Any, *, apart: bool = False) -> bytes:
-    kinds = {"float32": (1, 4), "float64": (2, 5), "float16": (4, 6), "int8": (5, 6)}
-    kind, place = kinds[value.dtype.name]
+    """Return an NDArrayView; half precision is written as single, as CNTK does it."""
+    kind, place = KINDS[value.dtype.name], {"float64": 5, "int8": 6}.get(value.dtype.name, 4)
     content = wire(1, kind) + wire(3, shape(value.shape[::-1]))
-    return (
-        content if apart else content + wire(place, wire(1, np.ascontiguousarray(value).tobytes()))
-    )
+    stored = np.ascontiguousarray(value, np.float32 if kind == 4 else value.dtype)
+    return content if apart else content + wire(place, wire(1, stored.tobytes()))
 
 
 def value(one: Any, *, apart: bool = False) -> bytes:
@@ -76,6 +82,34 @@ def dictionary(values: dict[str, Any], *, apart: bool = False) -> bytes:
     return wire(1, 1) + b"".join(wire(2, entry) for entry in entries)
 
 
+# what CNTK 2.7 writes beside the attributes that a test is about
+ALWAYS: dict[str, dict[str, Any]] = {
+    "Convolution": {
+        "maxTempMemSizeInSamples": 0,
+        "outputShape": Shape((0,)),
+        "dilation": Shape((1,)),
+        "groups": 1,
+        "transpose": False,
+        "sequential": False,
+    },
+    "BatchNormalization": {
+        "normalizationTimeConstant": 0.0,
+        "blendTimeConstant": 0.0,
+        "useCuDNNEngine": False,
+        "disableRegularization": False,
+    },
+    "Dropout": {"dropoutRate": 0.5, "rngSeed": 1, "rngOffset": 0},
+    "ELU": {"alpha": 1.0},
+    "OneHot": {"oneHotOutputSparse": False},
+    "Pad": {"paddingMode": 0, "paddingConstantValue": 0.0},
+    "Times": {"inferInputRankToMap": Int(-1)},
+    "UnpackSequence": {
+        "sequenceUnpackPaddingValue": 0.0,
+        "sequenceUnpackSuppressMaskOutput": True,
+    },
+}
+
+
 @dataclass
 class Model:
     """A function in the making; arrays are numpy's, the reverse of CNTK's axes."""
@@ -88,6 +122,7 @@ class Model:
             "version": 1,
             "type": "Variable",
             "uid": uid,
+            **({"name": uid} if kind == INPUT else {}),
             "kind": kind,
             "data_type": 1,
             "dynamic_axis": [],
@@ -104,7 +139,8 @@ class Model:
 
     def parameter(self, uid: str, values: Any, kind: int = PARAMETER) -> str:
         stored = np.asarray(values)
-        return self.variable(uid, kind, stored.shape[::-1], value=stored)
+        data_type = KINDS[stored.dtype.name]
+        return self.variable(uid, kind, stored.shape[::-1], value=stored, data_type=data_type)
 
     def function(self, op: str, uid: str, *inputs: str, name: str = "", **attributes: Any) -> str:
         made = {
@@ -112,7 +148,7 @@ class Model:
             "type": "PrimitiveFunction",
             "uid": uid,
             "op": OPERATORS.index(op),
-            "attributes": attributes,
+            "attributes": {**ALWAYS.get(op, {}), **attributes},
             "inputs": list(inputs),
         }
         self.functions.append({**made, **({"name": name} if name else {})})
@@ -122,7 +158,12 @@ class Model:
         self.function("Block", uid, *arguments.values(), name=name)
         self.functions[-1] |= {
             "block_function_op_name": "Dense",
-            "block_function_composite": {"type": "CompositeFunction", "root": root, "uid": "c"},
+            "block_function_composite": {
+                "version": 3,
+                "type": "CompositeFunction",
+                "root": root,
+                "uid": f"{uid}_inner",
+            },
             "block_function_composite_arguments_map_keys": list(arguments),
             "block_function_composite_arguments_map_values": list(arguments.values()),
         }

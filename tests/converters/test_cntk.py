@@ -22,7 +22,17 @@ import deploykit as dk
 from deploykit.errors import DeploykitError, SourceError, UnsupportedError, UsageError
 from deploykit.protocol import ConvertRequest, ReferenceRequest, Source
 from deploykit.tensor_spec import parse_input
-from tests.converters.cntk_v2_writer import ALL_STATIC, CONSTANT, PLACEHOLDER, Int, Model, Shape
+from tests.converters import cntk_library
+from tests.converters.cntk_v2_writer import (
+    ALL_STATIC,
+    BATCH,
+    CONSTANT,
+    PLACEHOLDER,
+    SEQUENCE,
+    Int,
+    Model,
+    Shape,
+)
 
 RANDOM = np.random.default_rng(3)
 
@@ -77,6 +87,8 @@ def both(path: Path, feed: dict[str, Any], **options: str) -> list[Any]:
     for one, other in zip(found, defined.values(), strict=True):
         assert one.shape == other.shape
         np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-5)
+    if cntk_library.LIBRARY and not options:
+        compare_with_cntk(path, feed, found)
     signature = plugin.inspect(source)
     assert list(defined) == [spec.name for spec in signature.outputs]
     for spec, one in zip(signature.outputs, found, strict=True):
@@ -86,6 +98,36 @@ def both(path: Path, feed: dict[str, Any], **options: str) -> list[Any]:
             not isinstance(n, int) or n == m for n, m in zip(spec.shape, one.shape, strict=True)
         )
     return found
+
+
+def compare_with_cntk(path: Path, feed: dict[str, Any], found: list[Any]) -> None:
+    """Hold `found` against CNTK itself, except for what CNTK or its C API cannot do on a CPU."""
+    try:
+        model = cntk_library.Model(path)
+        samples = (
+            len(next(iter(feed.values()))) if b"defaultDynamicAxis" not in path.read_bytes() else 1
+        )
+        for number in range(samples):
+            whole = samples == 1
+            given_feed = feed if whole else {name: x[number] for name, x in feed.items()}
+            for one, expected in zip(found, model.run(given_feed), strict=False):
+                mine = (one if whole else one[number]).reshape(-1)
+                np.testing.assert_allclose(mine, expected, rtol=1e-4, atol=1e-5)
+    except RuntimeError as error:
+        if not any(words in str(error) for words in BEYOND_CNTK):
+            raise
+
+
+BEYOND_CNTK = (
+    "Not Implemented",
+    "not yet implemented",
+    "Number of evaluated outputs",  # of a function with two
+    "trailing dimensions of the left operand",  # CNTK 1's flattening
+    "Binary tensor operation: Dimension",  # a reduction that does not keep its axes
+    "DataType",  # the C API has float32 only
+    "std::bad_alloc",  # nor free sizes
+    "'version' is not found",  # a checkpoint of our own making
+)
 
 
 def computed(folder: Path, op: str, *feeds: Any, sequence: bool = False, **attributes: Any) -> Any:
@@ -305,10 +347,9 @@ def test_batch_normalization(tmp_path: Path) -> None:
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def convolved(folder: Path, kernel: Any, x: Any, sequence: bool = False, **attributes: Any) -> Any:
+def convolved(folder: Path, kernel: Any, x: Any, **attributes: Any) -> Any:
     model = Model()
-    feed = x[0] if sequence else x
-    model.input("x", *x.shape[2 if sequence else 1 :], sequence=sequence)
+    model.input("x", *x.shape[1:])
     model.parameter("kernel", kernel)
     plain = {
         "strides": Shape((1,)),
@@ -319,7 +360,7 @@ def convolved(folder: Path, kernel: Any, x: Any, sequence: bool = False, **attri
         "transpose": False,
     }
     model.function("Convolution", "made", "kernel", "x", **{**plain, **attributes})
-    return both(model.write(folder), {"x": feed})[0]
+    return both(model.write(folder), {"x": x})[0]
 
 
 @pytest.mark.parametrize("size", range(5, 10))
@@ -353,10 +394,10 @@ def test_convolutions(tmp_path: Path) -> None:
         x,
         autoPadding=[False],
         lowerPad=Shape((1, 2, 0)),
-        upperPad=Shape((0, 1, 0)),
+        upperPad=Shape((1, 1, 0)),
         strides=Shape((2, 1, 3)),
     )
-    assert found.shape == (2, 4, 8, 4)
+    assert found.shape == (2, 4, 8, 5)
     found = convolved(tmp_path, kernel, x, dilation=Shape((2, 3, 1)))
     assert found.shape == (2, 4, 7, 8)
     grouped = w(6, 1, 3, 3)
@@ -588,7 +629,7 @@ def test_others(tmp_path: Path) -> None:
     expected = (a * b).sum(1) / np.sqrt((a * a).sum(1) * (b * b).sum(1))
     np.testing.assert_allclose(computed(tmp_path, "CosDistance", a, b), expected, rtol=1e-4)
     np.testing.assert_array_equal(computed(tmp_path, "ConstantOp", a, fillValue=2.0), a * 0 + 2)
-    np.testing.assert_array_equal(computed(tmp_path, "Cast", a, newDataType=1), a)
+    np.testing.assert_array_equal(computed(tmp_path, "Cast", a, newDataType=Int(1)), a)
 
 
 # sequences
@@ -629,7 +670,7 @@ def recurrent(op: str, offset: int = 1) -> tuple[Model, Any, Any]:
     model.parameter("W", weight)
     model.parameter("R", inner)
     scalar(model, "begin", 0.1)
-    model.variable("h_Output_0", PLACEHOLDER, (4,))
+    model.variable("h_Output_0", PLACEHOLDER, (4,), dynamic_axis=[SEQUENCE, BATCH])
     model.function(op, "delay", "h_Output_0", "begin", offset=offset)
     model.function("Times", "inner", "R", "delay_Output_0", outputRank=1)
     model.function("Times", "outer", "W", "x", outputRank=1)
@@ -747,15 +788,6 @@ def test_sequences_broadcast_reduced_unpacked(tmp_path: Path) -> None:
     model.function("ToSequenceLike", "made", "unpacked_Output_0", "x")
     (found,) = both(model.write(tmp_path), {"x": x})
     np.testing.assert_array_equal(found, x)
-
-
-def test_a_convolution_along_the_sequence(tmp_path: Path) -> None:
-    x, kernel = w(1, 6, 2), w(4, 2, 3)
-    how = {"sequential": True, "autoPadding": [True, False], "strides": Shape((1, 1))}
-    found = convolved(tmp_path, kernel, x, sequence=True, **how)
-    padded = np.pad(x[0], [(1, 1), (0, 0)])
-    expected = [np.einsum("tc,mct->m", padded[at : at + 3], kernel) for at in range(6)]
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_without_an_order_of_steps_each_is_a_sample(tmp_path: Path) -> None:
@@ -994,7 +1026,7 @@ def test_refusals_that_name_the_reason(tmp_path: Path) -> None:
             {"axis": Axis(name="defaultDynamicAxis"), "beginIndex": Int(0), "endIndex": Int(1)},
         ),
         ("Pad", [x], {"paddingHead": [1, 1], "paddingFoot": [1, 1], "paddingMode": 2}),
-        ("Cast", [x], {"newDataType": 5}),
+        ("Cast", [x], {"newDataType": Int(5)}),
         ("Crop", [x, x], {}),
     ]
     for op, feeds, attributes in refused:

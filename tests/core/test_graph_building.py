@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
+from onnx import helper
 
 from deploykit.graph_building import GraphBuilder, finish
 from deploykit.protocol import ConvertRequest, Source
@@ -114,3 +115,29 @@ def test_large_weights_lie_beside_the_file_and_runtimes_find_them(tmp_path: Path
     one = np.ones((2, 256), np.float32)
     (found,) = session.run(None, {"x": one})
     np.testing.assert_allclose(found, one @ values + np.arange(300), rtol=1e-4, atol=1e-4)
+
+
+def test_the_body_of_a_loop_is_collected_apart() -> None:
+    builder = GraphBuilder("g")
+    x = builder.input("x", "float32", ("time", 2))
+    one = builder.constant(1.0)
+    with builder.body() as nodes:
+        total = builder.add("Add", "state", "step")
+        shown = builder.add("Add", total, one)
+    kind = onnx.TensorProto.FLOAT
+    body = helper.make_graph(
+        nodes,
+        "body",
+        [helper.make_tensor_value_info(name, kind, [2]) for name in ("state", "step")],
+        [helper.make_tensor_value_info(name, kind, [2]) for name in (total, shown)],
+    )
+    begin = builder.constant(np.zeros(2, np.float32))
+    _, y = builder.add_many("Scan", begin, x, count=2, body=body, num_scan_inputs=1)
+    builder.output("y", y, "float32", ("time", 2))
+    made, _ = builder.model()
+    onnx.checker.check_model(made, full_check=True)
+    assert [node.op_type for node in made.graph.node] == ["Scan"]
+    session = onnxruntime.InferenceSession(made.SerializeToString())
+    (found,) = session.run(None, {"x": np.array([[1, 2], [3, 4]], np.float32)})
+    # the constant of the body lies outside of it
+    np.testing.assert_array_equal(found, [[2, 3], [5, 7]])
