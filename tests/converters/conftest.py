@@ -32,7 +32,7 @@ class TensorFlow:
         folder = self.folder / script
         if not folder.exists():
             folder.mkdir()
-            command = [self.python, "-I", FIXTURES / f"{script}.py", folder]
+            command = [str(self.python), "-I", str(FIXTURES / f"{script}.py"), str(folder)]
             subprocess.run(command, check=True, timeout=300)
         return folder
 

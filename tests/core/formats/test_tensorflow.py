@@ -147,3 +147,58 @@ def test_tflite(models: Path) -> None:
     assert found.operators == {"FULLY_CONNECTED": 1}
     assert found.parameters == 8
     assert found.details["signatures"] == "serving_default"
+
+
+def steps(models: Path) -> Path:
+    """Return a folder with two steps of one training, and the file that names the newest."""
+    folder = models / "steps"
+    folder.mkdir()
+    for path in (models / "checkpoint").glob("model.ckpt*"):
+        for step in (1, 2):
+            name = path.name.replace("model.ckpt", f"model.ckpt-{step}")
+            shutil.copy(path, folder / name)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "written", ["model.ckpt-2", "/somewhere/else/model.ckpt-2", "..\\\\other\\\\model.ckpt-2"]
+)
+def test_the_newest_of_several_steps(models: Path, written: str) -> None:
+    folder = steps(models)
+    with pytest.raises(SourceError, match="holds 2 models"):
+        inspect(folder)
+    (folder / "checkpoint").write_text(
+        f'model_checkpoint_path: "{written}"\nall_model_checkpoint_paths: "model.ckpt-1"\n'
+    )
+    for location in (folder, folder / "checkpoint"):
+        assert Path(inspect(location).location).name == "model.ckpt-2.meta"
+    assert Path(inspect(folder / "model.ckpt-1").location).name == "model.ckpt-1.meta"
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff\xfe", b'model_checkpoint_path: "', b'model_checkpoint_path: "gone"']
+)
+def test_a_damaged_list_of_steps(models: Path, content: bytes) -> None:
+    folder = steps(models)
+    (folder / "checkpoint").write_bytes(content)
+    with pytest.raises(SourceError, match="holds 2 models"):
+        inspect(folder)
+
+
+@pytest.mark.parametrize(
+    "names", [("model.ckpt",), ("model.ckpt-00000-of-00002", "model.ckpt-00001-of-00002")]
+)
+def test_data_of_the_first_version_has_no_index(models: Path, names: tuple[str, ...]) -> None:
+    folder = models / "first"
+    folder.mkdir()
+    shutil.copy(models / "checkpoint" / "model.ckpt.meta", folder)
+    for name in names:  # a table of slices; only that it is a table matters here
+        shutil.copy(models / "checkpoint" / "model.ckpt.index", folder / name)
+    found = inspect(folder)
+    assert found.format == "tensorflow/checkpoint"
+    assert [Path(path).name for path in found.files] == ["model.ckpt.meta", *names]
+    assert found.details["version"].startswith("1")
+    assert inspect(folder / names[0]).location == found.location
+    (folder / "model.ckpt.meta").unlink()
+    with pytest.raises(SourceError, match=r"no `model.ckpt.meta` with its graph"):
+        inspect(folder / names[0])
