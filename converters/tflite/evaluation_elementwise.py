@@ -186,10 +186,23 @@ def _all(call: Call) -> Any:
 
 
 def _prelu(call: Call) -> Any:
+    """PRELU: of integers the slope multiplies below zero only, and is rounded with the scale."""
     import numpy as np
 
-    x = call.real(0)
-    return call.given(np.where(x >= 0, x, x * call.real(1)))
+    if not call.quantized():
+        x = call.real(0)
+        return call.given(np.where(x >= 0, x, x * call.real(1)))
+    about, slopes = call.tensor(0).quantization, call.tensor(1).quantization
+    out = call.outs[0].quantization
+    assert about is not None
+    assert slopes is not None
+    assert out is not None
+    x = call.stored(0).astype(np.int64) - about.zero_point[0]
+    slope = call.stored(1).astype(np.int64) - slopes.zero_point[0]
+    factor = float(about.scale[0]) / float(out.scale[0])
+    above = scaled(x, factor, call.once)
+    below = scaled(x * slope, factor * float(slopes.scale[0]), call.once)
+    return call.clamped(np.where(x >= 0, above, below))
 
 
 def _select(call: Call) -> Any:
@@ -309,6 +322,7 @@ COMPUTE: dict[str, Compute] = {
     "CAST": _cast,
     "QUANTIZE": _requantized,
     "DEQUANTIZE": _requantized,
+    "DENSIFY": _requantized,
     "SOFTMAX": _softmax,
     "LOG_SOFTMAX": _softmax,
     "L2_NORMALIZATION": _unit_length,

@@ -140,7 +140,7 @@ def _folded(op: Operator, ins: list[Value | None], outs: list[Tensor]) -> list[V
         return None
     if op.kind in mapping_recurrent.EMIT or op.kind not in evaluation.COMPUTE:
         return None
-    unpacks = op.kind == "DEQUANTIZE" and not outs[0].quantized
+    unpacks = op.kind in ("DEQUANTIZE", "DENSIFY") and not outs[0].quantized
     if not unpacks and sum(one.constant.size for one in given if one.constant is not None) > SMALL:
         return None
     once = evaluation.compute(

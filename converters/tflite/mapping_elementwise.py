@@ -325,6 +325,7 @@ EMIT: dict[str, Emit] = {
     "CAST": _cast,
     "QUANTIZE": _requantized,
     "DEQUANTIZE": _requantized,
+    "DENSIFY": _requantized,
     "SOFTMAX": _softmax,
     "LOG_SOFTMAX": _softmax,
     "L2_NORMALIZATION": _unit_length,

@@ -12,7 +12,14 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from deploykit._plugins.converters.tflite import evaluation, options, plugin, reading
+from deploykit._plugins.converters.tflite import (
+    evaluation,
+    flexbuffer,
+    options,
+    plugin,
+    reading,
+    rounding,
+)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -247,3 +254,50 @@ def test_a_damaged_model_is_converted_or_refused(
         message = f"{len(onnx.load(output).graph.node)} nodes"
     assert message.isprintable()
     assert len(message) < 2000
+
+
+def test_options_of_custom_operators_are_read_as_they_were_written() -> None:
+    with zipfile.ZipFile(OPERATORS) as archive, archive.open("detections_by_class.tflite") as file:
+        root = Buffer(memoryview(file.read())).root()
+    (graph,) = root.tables(2)
+    (operator,) = graph.tables(3)
+    start, size = operator.vector(5, 1)
+    content = bytes(root.buffer.view[start : start + size])
+    found = flexbuffer.numbers(content)
+    assert found["max_detections"] == 12
+    assert found["use_regular_nms"] == 1
+    assert found["nms_iou_threshold"] == pytest.approx(0.4)
+    for cut in range(len(content)):
+        with pytest.raises(ValueError, match=r"custom operator|of a|utf|name"):
+            flexbuffer.numbers(content[:cut])
+
+
+@given(content=st.binary(max_size=80))
+def test_any_bytes_are_options_or_an_error(content: bytes) -> None:
+    try:
+        found = flexbuffer.numbers(content)
+    except ValueError:
+        found = {}
+    assert all(isinstance(value, (int, float)) for value in found.values())
+
+
+def test_the_allowance_is_what_both_ways_of_rounding_differ_by(
+    shared_models: Path, tmp_path: Path
+) -> None:
+    def of(path: Path) -> tuple[int, float]:
+        found: tuple[int, float] = rounding.allowance(reading.read(path).graphs[0])
+        return found
+
+    assert of(case("conv", tmp_path)) == (0, 0.0)
+    assert of(case("int8_conv", tmp_path)) == (1, 0.0)
+    steps, share = of(case("hybrid_dense", tmp_path))
+    assert steps == 0
+    assert 0 < share < 0.1
+    (path,) = (shared_models / "tflite" / "micro_speech_int8").glob("*.tflite")
+    assert of(path) == (1, 0.0)
+
+
+def test_a_layer_with_state_says_that_it_begins_with_zeros(tmp_path: Path) -> None:
+    path = case("svdf", tmp_path)
+    result = plugin.convert(ConvertRequest(source=source(path), output=str(tmp_path / "m.onnx")))
+    assert "TensorFlow Lite keeps the state of SVDF between runs" in result.repairs[0]

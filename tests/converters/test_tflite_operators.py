@@ -28,7 +28,10 @@ NAMES = sorted(
 # polynomials: by how many steps (of 256, of 65536 for int16) they may differ. All others are exact.
 INEXACT = {
     "int8_hard_swish": 1,
+    "int8_l2_normalization": 1,
+    "int8_mean": 1,
     "int8_resize_bilinear": 1,
+    "int8_sum": 1,
     "int16_logistic": 1,
     "int16_softmax": 3,
     "int16_tanh": 2,

@@ -42,7 +42,20 @@ SIGNATURES = st.builds(
     inputs=st.lists(SPECS, max_size=3).map(tuple),
     outputs=st.lists(SPECS, max_size=3).map(tuple),
 )
-for _kind, _strategy in ((TensorSpec, SPECS), (Signature, SIGNATURES)):
+FINITE = st.floats(allow_nan=False, allow_infinity=False)
+RESULTS = st.builds(
+    ConvertResult,
+    signature=SIGNATURES,
+    repairs=st.lists(st.text(), max_size=2).map(tuple),
+    versions=st.dictionaries(st.text(), st.text(), max_size=2),
+    steps=st.integers(),
+    atol=FINITE,
+)
+for _kind, _strategy in (
+    (TensorSpec, SPECS),
+    (Signature, SIGNATURES),
+    (ConvertResult, RESULTS),
+):
     st.register_type_strategy(_kind, _strategy)
 
 KINDS = (
@@ -62,7 +75,6 @@ def test_round_trip(kind: type) -> None:
     there_and_back()
 
 
-FINITE = st.floats(allow_nan=False, allow_infinity=False)
 PARITIES = st.builds(
     OutputParity, max_abs_error=FINITE, max_rel_error=FINITE, cosine=FINITE, sqnr_db=FINITE
 )
