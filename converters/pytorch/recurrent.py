@@ -10,6 +10,8 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from deploykit.errors import UnsupportedError
+
 _ORDER = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2)}
 """Where each gate of ONNX (i o f c; z r h) stands in torch's weights (i f c o; r z h)."""
 _library: Any = None
@@ -92,7 +94,11 @@ def layers(kind: str, original: Callable[..., Any]) -> Callable[..., Any]:
         directions = 2 if bidirectional else 1
         each = 4 if has_biases else 2
         if len(weights) != each * number * directions:
-            raise NotImplementedError("an LSTM with projections (proj_size), which ONNX has not")
+            raise UnsupportedError(
+                "the model has an LSTM with projections (proj_size), which ONNX does not have",
+                hint="write its recurrence as a loop over a fixed number of steps",
+                operators=("aten::lstm",),
+            )
         if train and dropout:
             return original(x, state, weights, *rest)
         states = list(state) if kind == "lstm" else [state]

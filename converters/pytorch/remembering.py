@@ -149,8 +149,11 @@ def module_with_state(program: Program) -> Program:
         result = flat_outputs(result, ())
         left = {place: (value, getattr(value, "_version", 0)) for place, value in first.items()}
         first = {place: _copied(value) for place, value in first.items()}
+        # other tensors than before: an attribute may keep the argument itself
+        others = [_copied(leaf) for leaf in program.leaves]
+        again, named = program.arguments(others)
         with torch.no_grad():
-            program.function(*args, **kwargs)
+            program.function(*again, **named)
         second = changed()
         # a table that the first call made, and the second one only read
         made_once = {

@@ -177,6 +177,7 @@ def test_shapes_come_from_the_user_where_the_module_has_none(
         (module("branching"), UnsupportedError, "torch.export cannot trace", "TorchScript"),
         (module("bessel"), UnsupportedError, "bessel_j1 (in `forward (Bessel)`)", "leave it out"),
         (module("deep", code=ZOO), UnsupportedError, "(in `stages.1 (Inner)`)", "leave it out"),
+        (module("projected", code=ZOO), UnsupportedError, "LSTM with projections", "a loop over"),
         (module("bfloat", code=ZOO), UnsupportedError, "computes in bfloat16", "module.float()"),
         (module("needs_arguments", code=ZOO), SourceError, "the arguments width", "def make()"),
         (

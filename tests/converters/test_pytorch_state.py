@@ -60,6 +60,15 @@ def test_buffers_and_attributes_of_a_module(worker: Worker, tmp_path: Path) -> N
         last = x
 
 
+def test_a_table_that_the_first_call_makes_is_a_constant(worker: Worker, tmp_path: Path) -> None:
+    source, output = module("positions", code=ZOO), tmp_path / "m.onnx"
+    result = convert(worker, source, output)
+    assert names(result.signature) == (["x:float32[2,4]"], ["output:float32[2,4]"])
+    assert "`table` is fixed to what the first call made of it" in result.repairs
+    (outputs,) = assert_same(worker, source, output, {"x": random(2, 4)})
+    np.testing.assert_allclose(outputs["output"], random(2, 4) * [1, 2, 3, 4], rtol=1e-6)
+
+
 def test_a_counter_in_a_buffer(worker: Worker, files: Path, tmp_path: Path) -> None:
     for source in (
         module("counter"),
