@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import tokenize
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from deploykit.formats.content import open_content
 from deploykit.formats.numpy_pickle import StoredArray, described, refuse_code, structure
 from deploykit.formats.pickle_scan import scan
 from deploykit.formats.reading import FormatError
+from deploykit.formats.zip_archive import BROKEN
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,6 +32,9 @@ WRAPPERS = (
 """Under which of these keys a dict keeps the parameters, beside names of classes and the like."""
 
 MOST_ARRAYS = 100_000
+ALWAYS_FINE = 64 << 20
+MOST_PACKED = 20
+"""An archive may unpack to so many bytes, and beyond them to so many times its own size."""
 
 
 def load(path: Path, *, trust: bool) -> list[Array] | dict[str, Array]:
@@ -45,7 +50,7 @@ def load(path: Path, *, trust: bool) -> list[Array] | dict[str, Array]:
             found = _npy(bytes(content.view), path, trust)
         else:
             found = _pickle(bytes(content.view), path, trust)
-    except (FormatError, ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile) as error:
+    except (FormatError, SyntaxError, TypeError, tokenize.TokenError, *BROKEN) as error:
         raise SourceError(
             f"`{path}` is a damaged set of parameters: {error}",
             hint="copy or download it again",
@@ -57,6 +62,9 @@ def _archive(path: Path, trust: bool) -> Any:
     """Return the members of an `.npz`: a list where `np.savez(file, *arrays)` named them."""
     found: dict[str, Any] = {}
     with zipfile.ZipFile(path) as archive:
+        whole = sum(one.file_size for one in archive.infolist())
+        if whole > ALWAYS_FINE + MOST_PACKED * path.stat().st_size:
+            raise SourceError(f"`{path}` unpacks to {whole} bytes, more than weights can be packed")
         for member in archive.namelist():
             if not member.endswith(".npy"):
                 raise SourceError(f"`{path}` holds `{member}`, which is no array")

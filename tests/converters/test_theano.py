@@ -284,7 +284,8 @@ def test_a_loop_ends_by_what_it_computes(worker: Worker, tmp_path: Path) -> None
     output = tmp_path / "m.onnx"
     convert(worker, graph(f"{NETWORKS}:power"), output)
     for x in ([1, 2, 3], [30, 30], [0.001]):
-        last, steps = np.asarray(x, "float32"), []
+        last = np.asarray(x, "float32")
+        steps: list[Array] = []
         while len(steps) < 20 and (not steps or steps[-1].sum() / 2 <= 50):
             last = last * 2
             steps.append(last)
