@@ -1,6 +1,6 @@
 """CNTK 2.7 itself, where it is at hand: its C API, to hold our files and operators against.
 
-    CNTK_LIBRARY=.../cntk/libs/libCntk.Core-2.7.so pytest tests/converters/test_cntk.py
+    CNTK_LIBRARY=.../cntk/libs/libCntk.Core-2.7.so pytest tests/converters -k cntk
 
 The library is in the wheel `cntk==2.7` for Python 3.6, which nothing here runs; it wants
 `libmpi.so.12` to be found, of which no function is called on one machine.
