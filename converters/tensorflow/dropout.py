@@ -72,8 +72,18 @@ def quieten(graph_def: Any, needed: set[str], fixed: dict[str, float]) -> Quiete
                 operators=(node.op,),
             )
         for wish in wishes:
-            if wish is not None and wish[0]:
-                found[wish[0]] = wish[1]
+            if wish is None:
+                continue
+            tensor, value = wish
+            if fixed.get(tensor, value) != value:
+                raise UnsupportedError(
+                    f"with `{tensor}` at {fixed[tensor]:g} the model draws random numbers "
+                    f"(node `{node.name}`): dropout is active",
+                    hint=f"--set constants={tensor.removesuffix(':0')}={value:g}, or leave it away",
+                    operators=(node.op,),
+                )
+            if tensor not in fixed:
+                found[tensor] = value
         draws.append(f"{node.name}:0")
     repairs = tuple(
         f"dropout is left out, as at inference: `{name.removesuffix(':0')}` is {value:g}"
@@ -138,7 +148,7 @@ def _root(
         name = tensor.split(":")[0]
         node = nodes.get(name)
         if f"{name}:0" in fixed:
-            return "", value
+            return f"{name}:0", value
         if node is None:
             return None
         if node.op in ("Const", "Placeholder", "PlaceholderV2", "PlaceholderWithDefault"):

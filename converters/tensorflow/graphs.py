@@ -118,7 +118,9 @@ def _prepared(graph: Graph, source: Source) -> Graph:
     ends = {name.split(":")[0] for name in (*stops, *constants)}
     needed = flattening.needed_nodes(whole, nodes, ends)
     cutting.refuse_tables(flattening.nodes_and_bodies(whole, needed))
-    quiet = dropout.quieten(whole, needed, dict.fromkeys(constants, 0.0))
+    quiet = dropout.quieten(
+        whole, needed, {name: float(value.reshape(-1)[0]) for name, value in constants.items()}
+    )
     for name, value in quiet.fixed.items():
         constants[name] = _value_for(graph.session.graph.get_tensor_by_name(name), value)
     inputs = tuple(_scalar_if(item, constants) for item in inputs)

@@ -62,6 +62,16 @@ def test_dropout_is_left_out(tensorflow: Any, tmp_path: Path, name: str, value: 
     ]
 
 
+def test_dropout_that_was_asked_for_is_refused(tensorflow: Any, tmp_path: Path) -> None:
+    path = tensorflow.files(SCRIPT) / "keep_prob.pb"
+    with pytest.raises(UnsupportedError, match=r"at 0\.5 the model draws random") as raised:
+        tensorflow.convert(tensorflow.source(path, constants="keep_prob=0.5"), tmp_path / "m.onnx")
+    assert "constants=keep_prob=1" in raised.value.hint
+    fixed = tensorflow.source(path, constants="keep_prob=1")
+    result = tensorflow.compare(fixed, tmp_path / "m.onnx")
+    assert [spec.name for spec in result.signature.inputs] == ["x"]
+
+
 def test_pictures_are_decoded_before(tensorflow: Any, tmp_path: Path) -> None:
     model = tensorflow.source(tensorflow.files(SCRIPT) / "picture.pb")
     result = tensorflow.compare(model, tmp_path / "m.onnx")
