@@ -32,7 +32,7 @@ MOVED = {
 }
 """Modules of Theano under another name in pytensor; all others only change their first part."""
 
-TENSOR_NAMES = {"sgn": "sign", "inv": "reciprocal", "abs_": "abs"}
+TENSOR_NAMES = {"inv": "reciprocal", "abs_": "abs"}
 """Functions of `theano.tensor` that have another name in `pytensor.tensor`."""
 
 
