@@ -32,15 +32,7 @@ MOVED = {
 }
 """Modules of Theano under another name in pytensor; all others only change their first part."""
 
-TENSOR_NAMES = {
-    "sgn": "sign",
-    "inv": "reciprocal",
-    "abs_": "abs",
-    "gammaln": "gammaln",
-    "NotScalarConstantError": "NotScalarConstantError",
-    "largest": "largest",
-    "neq": "neq",
-}
+TENSOR_NAMES = {"inv": "reciprocal", "abs_": "abs"}
 """Functions of `theano.tensor` that have another name in `pytensor.tensor`."""
 
 
@@ -105,11 +97,11 @@ def install() -> None:
     # Theano's own package, where a user has it beside the model, would bring a second graph
     sys.meta_path.insert(0, _Finder())
     for old, new in TENSOR_NAMES.items():
-        _offer(tensor, old, getattr(tensor, new, None))
+        _offer(tensor, old, getattr(tensor.math, new))
     _offer(tensor, "tanh", tensor.math.tanh)
     _offer(tensor, "nnet", nnet)
-    for name in ("sigmoid", "softplus", "expit"):
-        _offer(nnet, name, getattr(tensor, name, None) or tensor.math.sigmoid)
+    for name in ("sigmoid", "softplus"):
+        _offer(nnet, name, getattr(tensor.math, name))
     _offer(pool, "max_pool_2d", pool.pool_2d)
     _offer(pool, "max_pool_2d_same_size", getattr(pool, "max_pool_2d_same_size", None))
     from pytensor.tensor.random import utils as random
