@@ -58,19 +58,19 @@ def inspect(source: Source) -> Signature:
 
 def convert(request: ConvertRequest) -> ConvertResult:
     """Write the model as ONNX. Raises as `inspect` does, and where an operator has no ONNX form."""
-    from deploykit._plugins.converters.hugging_face.exporting import export
     from deploykit._plugins.converters.pytorch.axes import with_dynamic
+    from deploykit._plugins.converters.pytorch.exporting import export
 
     loaded = _load(request.source)
     program = with_dynamic(loaded.program, request.dynamic)
-    model, repairs = export(program, request.opset)
-    strip_traces(model)
+    exported = export(program, request.opset)
+    strip_traces(exported.model)
     phase("checking the ONNX model")
-    signature = write_model(model, request.output)
+    signature = write_model(exported.model, request.output)
     return ConvertResult(
         signature=signature,
-        opset=opset_of(model),
-        repairs=(*loaded.notes, *repairs),
+        opset=opset_of(exported.model),
+        repairs=(*loaded.notes, *exported.repairs),
         versions={name: version(name) for name in ("transformers", "torch", "onnx", "onnxscript")},
     )
 

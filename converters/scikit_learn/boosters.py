@@ -29,6 +29,15 @@ def lightgbm_file(path: Path) -> Any:
     import lightgbm
 
     try:
+        whole = b"\nend of trees" in path.read_bytes()
+    except OSError as error:
+        raise SourceError(f"cannot read `{path}`: {error.strerror or error}") from error
+    if not whole:  # LightGBM itself crashes on a part of a model
+        raise SourceError(
+            f"`{path}` is a damaged LightGBM model: the line `end of trees` is missing",
+            hint="copy or download it again",
+        )
+    try:
         return lightgbm.Booster(model_file=str(path))
     except (lightgbm.basic.LightGBMError, ValueError) as error:
         raise SourceError(
