@@ -4,13 +4,13 @@
 
 Both get every model of the folder (see `golden_models.py`), and what they write is run in ONNX
 Runtime on the golden inputs and compared with what the original framework computed. *Right* is within
-atol 1e-4 (of the largest value) and rtol 1e-3, one step for integers. A file that is written and
+atol 1e-4 (of the largest value) and rtol 1e-3; integers within one step, or what the framework's own
+kernels differ by. A file that is written and
 wrong is worse than a refusal, so it has a column of its own.
 
-deploykit is called as a user would: the bare command first; where it asks for the shape of an input,
-the backend of a Keras 1 file or inputs that make sense to the model (exit code 2 or 4), again with that;
-and where the golden outputs are inner tensors of a TensorFlow graph, with these named. The bare exporter is given
-the golden names and shapes at once. It runs in deploykit's environment of its framework; formats
+deploykit is called as a user would (`golden_attempts.py`): the bare command first; where it asks for
+something (exit code 2 or 4), again with that; and where the golden outputs are inner tensors of a
+TensorFlow graph, with these named. The bare exporter is given the golden names and shapes at once. It runs in deploykit's environment of its framework; formats
 whose exporter cannot be installed today have none.
 """
 
@@ -29,14 +29,12 @@ from typing import Any
 # the checkout's own deploykit, installed or not
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import golden_models
+from benchmarks import golden_attempts, golden_models
 from benchmarks.golden_models import GoldenModel
 from deploykit import environments, plugins
-from deploykit.parity import Tolerance
 from deploykit.tensors import write_tensors
 
 ROOT = Path(__file__).resolve().parent.parent
-TOLERANCE = Tolerance(atol=1e-4, rtol=1e-3, steps=1)
 TIMEOUT_S = 600
 
 KERAS = """
@@ -108,34 +106,28 @@ def run_bare(model: GoldenModel, output: Path) -> str:
 
 def run_deploykit(model: GoldenModel, output: Path) -> str:
     """Convert as a user would, and once more with what the refusal asked for."""
-    location = model.folder
-    files = [path for path in location.iterdir() if path.suffix in (".h5", ".hdf5")]
-    if model.group == "keras_h5" and len(files) > 1:
-        location = next(
-            path for path in files if "model" in path.name and "output" not in path.name
-        )
-    command = [sys.executable, "-m", "deploykit", "convert", str(location), "-o", str(output), "-q"]
-    shapes = [
-        option
-        for name, array in model.feed.items()
-        for option in ("--input", f"{name}:{array.dtype}[{','.join(map(str, array.shape))}]")
-    ]
-    backend = ["--keras-backend", model.keras_backend] if model.keras_backend else []
-    own_inputs = output.with_name("inputs.npz")
-    write_tensors(own_inputs, model.feed)
-    sample = ["--sample", str(own_inputs)]
-    found = _run(command, model, output)
-    used: list[str] = []
-    for more in (backend, shapes, backend + shapes, sample, backend + shapes + sample):
-        if more and found.startswith(("exit 2", "exit 4")):
-            found = _run([*command, *more], model, output)
-            used = more
-    if found.startswith("wrong: outputs") and model.group in ("tf_frozen", "tf_checkpoint"):
-        # such a graph does not say what its outputs are, and some golden ones are inner tensors
-        chosen = ["--set", f"outputs={','.join(model.expected)}"]
+    found = ""
+    for attempt in golden_attempts.attempts(model):
+        found = _run(_command(model, attempt, output), model, output)
+        if not found.startswith(("exit 2", "exit 4")):
+            break
+    named = golden_attempts.naming_outputs(model, attempt)
+    if found.startswith("wrong: outputs") and named is not None:
         output.unlink()
-        found = _run([*command, *used, *chosen], model, output)
+        found = _run(_command(model, named, output), model, output)
     return found
+
+
+def _command(model: GoldenModel, attempt: golden_attempts.Attempt, output: Path) -> list[str]:
+    location = golden_attempts.location(model)
+    command = [sys.executable, "-m", "deploykit", "convert", str(location), "-o", str(output), "-q"]
+    command += [f"--set={key}={value}" for key, value in attempt.settings.items()]
+    command += [f"--input={text}" for text in attempt.inputs]
+    if attempt.sampled:
+        sample = output.with_name("inputs.npz")
+        write_tensors(sample, model.feed)
+        command += ["--sample", str(sample)]
+    return command
 
 
 def _run(command: list[str], model: GoldenModel, output: Path) -> str:
@@ -155,7 +147,7 @@ def _run(command: list[str], model: GoldenModel, output: Path) -> str:
         said = [line for line in done.stderr.splitlines() if line.strip()] or [""]
         line = next((line for line in said if line.startswith("error")), said[-1])
         return f"exit {done.returncode}: {line[:300]}"
-    return golden_models.judge(output, model, TOLERANCE)
+    return golden_models.judge(output, model, golden_attempts.tolerance(model))
 
 
 def verdict(text: str) -> str:

@@ -69,22 +69,23 @@ def find(models: Path, wanted: tuple[str, ...] = ()) -> list[GoldenModel]:
 
 def read(folder: Path) -> GoldenModel:
     """Return the model in `folder`."""
-    (first, framework), *later = [
-        _call(path)
+    found = [
+        _calls(path)
         for path in (folder / "golden", folder / "golden_second_call")
         if path.with_suffix(".json").is_file()
     ]
+    first, *later = (call for calls, _ in found for call in calls)
     return GoldenModel(
         folder=folder,
-        framework=framework,
+        framework=found[0][1],
         feed=first[0],
         expected=first[1],
-        later=tuple(call for call, _ in later),
+        later=tuple(later),
     )
 
 
-def _call(stem: Path) -> tuple[tuple[dict[str, Array], dict[str, Array]], str]:
-    """Return inputs and outputs of one call, and the framework that made it."""
+def _calls(stem: Path) -> tuple[list[tuple[dict[str, Array], dict[str, Array]]], str]:
+    """Return inputs and outputs of the calls in a golden file, and the framework that made it."""
     import numpy as np
 
     from deploykit.tensors import read_tensors
@@ -101,7 +102,34 @@ def _call(stem: Path) -> tuple[tuple[dict[str, Array], dict[str, Array]], str]:
         # ONNX has no ragged tensors: the borders are inputs of their own
         ragged = [name for name, array in feed.items() if len(array) == borders[-1]]
         feed |= {f"{name}.lengths": lengths for name in ragged}
-    return (feed, expected), about["framework"]
+    if not feed:
+        feed, expected = _lookups(expected)
+    return _stream(feed, expected, about.get("note", "")), about["framework"]
+
+
+def _lookups(tensors: dict[str, Array]) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Return what looking up every key of a checkpoint's tables is fed, and gives.
+
+    Of a table `NAME` the golden file has the values, the `keys`, and the row of each key.
+    """
+    names = [name for name in tensors if {f"{name}.keys", f"{name}.rows"} <= set(tensors)]
+    return (
+        {f"{name}.ids": tensors[f"{name}.keys"] for name in names},
+        {name: tensors[name][tensors[f"{name}.rows"]] for name in names},
+    )
+
+
+def _stream(
+    feed: dict[str, Array], expected: dict[str, Array], note: str
+) -> list[tuple[dict[str, Array], dict[str, Array]]]:
+    """Return the calls that the golden file of a stream stands for: earlier pieces, then the last."""
+    said = re.search(r"feed (\w+) in (\d+) chunks of (\d+), then (\w+)", note)
+    if said is None:
+        return [(feed, expected)]
+    before, count, _, name = said.groups()
+    shape = feed[name].shape
+    pieces = feed[before].reshape(int(count), *shape)
+    return [*(({name: piece}, {}) for piece in pieces), ({name: feed[name]}, expected)]
 
 
 def judge(path: Path, model: GoldenModel, tolerance: Tolerance) -> str:
@@ -145,18 +173,14 @@ def _judge_sequence(session: Any, model: GoldenModel, tolerance: Tolerance) -> s
 
     shapes = {value.name: tuple(value.shape) for value in session.get_inputs()}
     names = [value.name for value in session.get_outputs()]
-    state = {
-        name: np.zeros(shapes[name], np.float32)
-        for name in shapes
-        if name.endswith("_in") and f"{name[:-3]}_out" in names
-    }
+    state = {name: np.zeros(shapes[name], np.float32) for name in shapes if f"{name}_next" in names}
     if not state:
         return "wrong: it keeps no state from one call to the next"
     for number, (given, expected) in enumerate(((model.feed, model.expected), *model.later)):
         own = {name: shape for name, shape in shapes.items() if name not in state}
         values = session.run(names, {**paired(given, own), **state})
         outputs = dict(zip(names, values, strict=True))
-        state = {name: outputs[f"{name[:-3]}_out"] for name in state}
+        state = {name: outputs[f"{name}_next"] for name in state}
         wanted = paired(expected, {name: array.shape for name, array in outputs.items()})
         if len(wanted) < len(expected):
             return f"wrong: outputs {', '.join(names)}, not {', '.join(expected)}"

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from deploykit.steps import OpenSession
 
 ONNX = "onnx"
+WEIGHTS = ("weights", "params", "init")
+"""Settings by which converters are told where the weights are."""
 
 
 class SourceModel:
@@ -35,7 +37,12 @@ class SourceModel:
     def __init__(
         self, location: str | Path, *, options: SourceOptions, conditions: Conditions
     ) -> None:
-        self.inspection: Inspection = inspect(location, format=options.format, trust=options.trust)
+        self.inspection: Inspection = inspect(
+            location,
+            format=options.format,
+            trust=options.trust,
+            elsewhere=any(key in options.settings for key in WEIGHTS),
+        )
         if self.inspection.converter is None:
             known = sorted(
                 name for plugin in plugins.plugins("converter") for name in plugin.formats
@@ -64,8 +71,14 @@ class SourceModel:
         return Path(self.source.location.rpartition(":")[0] or self.source.location).name
 
     def sha256(self) -> str:
-        """Return one hash over the names and contents of the model's files."""
-        return hash_files([Path(path) for path in sorted(self.inspection.files)])
+        """Return one hash over the names and contents of the model's files, those in settings too."""
+        files = [Path(path) for path in sorted(self.inspection.files)]
+        for value in self.options.settings.values():
+            # `FILE` or `FILE.py:callable`
+            for text in (value, value.rpartition(":")[0]):
+                if text and Path(text) not in files and _is_file(Path(text)):
+                    files.append(Path(text))
+        return hash_files(files)
 
     def identity(self) -> list[object]:
         """Return what decides the outcome of a conversion, for the key of a resumable run."""
@@ -152,6 +165,13 @@ class SourceModel:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a setting may be any text, too long for a name
+        return False
 
 
 def newest_opset(targets: tuple[str, ...]) -> int | None:

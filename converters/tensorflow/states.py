@@ -181,10 +181,10 @@ def _rewritten(session: Any, flat: Any, name: str, number: int, used: set[str]) 
     sizes = tuple(int(size) for size in value.shape)
     plain = name.rpartition(":")[2]
     names = []
-    for end in ("in", "out"):
-        free = plain if f"{plain}_{end}" not in used else f"{plain}_{number}"
-        used.add(f"{free}_{end}")
-        names.append(f"{free}_{end}")
+    for end in ("", "_next"):
+        free = plain if f"{plain}{end}" not in used else f"{plain}_{number}"
+        used.add(f"{free}{end}")
+        names.append(f"{free}{end}")
     return StateVariable(
         node=name,
         tensor=f"{tensor}:0",

@@ -61,11 +61,18 @@ class Inspection:
         return value
 
 
-def inspect(location: str | Path, *, format: str | None = None, trust: bool = False) -> Inspection:
+def inspect(
+    location: str | Path,
+    *,
+    format: str | None = None,
+    trust: bool = False,
+    elsewhere: bool = False,
+) -> Inspection:
     """Say what the model at `location` is: a file, a folder, or `module.py:callable`.
 
     Nothing is imported or unpickled. `format` (such as `tensorflow/graph_def`) skips recognition.
-    `trust` accepts a pickle that runs code when a converter loads it.
+    `trust` accepts a pickle that runs code when a converter loads it, `elsewhere` a graph whose
+    weights are not beside it.
 
     Raises SourceError where there is no model, an incomplete or damaged one, or more than one;
     UsageError for an unknown `format`.
@@ -73,7 +80,7 @@ def inspect(location: str | Path, *, format: str | None = None, trust: bool = Fa
     from deploykit.formats.content import size_of
     from deploykit.formats.locate import read
 
-    reading = read(location, format, trust=trust)
+    reading = read(location, format, trust=trust, elsewhere=elsewhere)
     return Inspection(
         location=_absolute(reading.location) + reading.member,
         format=reading.format,

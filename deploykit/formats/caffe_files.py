@@ -7,6 +7,7 @@ https://github.com/pytorch/pytorch/blob/v1.8.1/caffe2/proto/caffe2.proto
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from deploykit.errors import SourceError
@@ -21,7 +22,7 @@ from deploykit.formats.protobuf_wire import (
     numbers,
     text,
 )
-from deploykit.formats.reading import FormatError, Reading, counted, elements
+from deploykit.formats.reading import FormatError, MissingWeightsError, Reading, counted, elements
 
 LAYER, OLD_LAYER = 100, 2
 PROTOTXT = re.compile(rb"^\s*layers?\s*\{", re.MULTILINE)
@@ -212,19 +213,22 @@ def read_caffe2(content: Content) -> Reading:
                 hint=f"copy `predict_net.pb` into `{content.path.parent}`",
             )
         return read_caffe2(open_content(other))
-    weights = _partner(content.path, "predict", "init", fills=True)
-    if weights is None:
-        raise SourceError(
-            f"the weights of `{content.path}` are missing: there is no `init_net.pb` beside it",
-            hint=f"copy it into `{content.path.parent}`",
-        )
-    filled = _net(open_content(weights))
-    return Reading(
+    reading = Reading(
         format="caffe2/net",
         location=content.path,
-        files=(content.path, weights),
+        files=(content.path,),
         operators=counted(kind for kind, _ in net),
-        parameters=sum(count for _, count in filled),
+    )
+    weights = _partner(content.path, "predict", "init", fills=True)
+    if weights is None:
+        raise MissingWeightsError(
+            f"the weights of `{content.path}` are missing: there is no `init_net.pb` beside it",
+            hint=f"copy it into `{content.path.parent}`, or name it: `--set init=FILE`",
+            reading=reading,
+        )
+    filled = _net(open_content(weights))
+    return replace(
+        reading, files=(content.path, weights), parameters=sum(count for _, count in filled)
     )
 
 

@@ -6,6 +6,7 @@ Of an HDF5 file only its attributes are read: the model's configuration is one o
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from deploykit.errors import SourceError
 from deploykit.formats.content import LARGEST_DOCUMENT, Content, damaged, open_content, shown
 from deploykit.formats.hdf5_attributes import MAGIC, check_end, find, text_attribute
 from deploykit.formats.json_document import parse
-from deploykit.formats.reading import Reading, counted
+from deploykit.formats.reading import MissingWeightsError, Reading, counted
 from deploykit.formats.yaml_document import parse_yaml
 
 if TYPE_CHECKING:
@@ -92,23 +93,21 @@ def read_yaml(content: Content) -> Reading:
 
 def _read_apart(content: Content, format: str, config: dict[str, Any]) -> Reading:
     path = content.path
-    weights = _weights_beside(path)
-    if weights is None:
-        raise SourceError(
-            f"the weights of `{path}` are missing: no HDF5 file with weights is beside it",
-            hint=f"copy it into `{path.parent}`",
-        )
-    check_end(open_content(weights))
     details = {"backend": shown(str(config.get("backend", "not in the file")))}
     if version := config.get("keras_version"):
         details["producer"] = f"Keras {shown(str(version))}"
-    return Reading(
-        format=format,
-        location=path,
-        files=(path, weights),
-        operators=_layers(config),
-        details=details,
+    reading = Reading(
+        format=format, location=path, files=(path,), operators=_layers(config), details=details
     )
+    weights = _weights_beside(path)
+    if weights is None:
+        raise MissingWeightsError(
+            f"the weights of `{path}` are missing: no HDF5 file with weights is beside it",
+            hint=f"copy it into `{path.parent}`, or name it: `--set weights=FILE.h5`",
+            reading=reading,
+        )
+    check_end(open_content(weights))
+    return replace(reading, files=(path, weights))
 
 
 def read_archive(content: Content) -> Reading:

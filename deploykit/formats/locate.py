@@ -10,7 +10,13 @@ from deploykit.errors import SourceError, UsageError
 from deploykit.formats import foreign, numpy_pickle, python_reference, tensorflow_checkpoint
 from deploykit.formats.content import open_content, shown
 from deploykit.formats.folder import read_folder
-from deploykit.formats.reading import FormatError, Reading, RunsCodeError, listed
+from deploykit.formats.reading import (
+    FormatError,
+    MissingWeightsError,
+    Reading,
+    RunsCodeError,
+    listed,
+)
 from deploykit.formats.recognise import PARTS, READERS, classify, part_alone, reader
 
 FOLDERS_AND_CODE = (
@@ -22,13 +28,20 @@ FOLDERS_AND_CODE = (
 """Formats that are no single file."""
 
 
-def read(location: str | Path, format: str | None, *, trust: bool = False) -> Reading:
+def read(
+    location: str | Path, format: str | None, *, trust: bool = False, elsewhere: bool = False
+) -> Reading:
     """Read the model at `location`. Raises SourceError, or UsageError for an unknown format.
 
-    With `trust`, a pickle that runs code is a result and no error; it is not run here either.
+    With `trust`, a pickle that runs code is a result and no error; it is not run here either. With
+    `elsewhere`, neither is a graph without weights beside it: the user names them.
     """
     try:
         return _read(location, format)
+    except MissingWeightsError as error:
+        if not elsewhere:
+            raise
+        return error.reading
     except RunsCodeError as error:
         if not trust:
             raise

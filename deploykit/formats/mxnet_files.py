@@ -5,12 +5,12 @@ https://github.com/apache/mxnet/blob/1.9.1/src/ndarray/ndarray.cc
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
-from deploykit.errors import SourceError
 from deploykit.formats.content import Content, damaged, open_content, shown
 from deploykit.formats.json_document import parse
-from deploykit.formats.reading import FormatError, Reading, counted, elements
+from deploykit.formats.reading import FormatError, MissingWeightsError, Reading, counted, elements
 
 MAGIC = (0x112).to_bytes(8, "little")
 KIND = "MXNet parameter file"
@@ -38,28 +38,28 @@ def read(content: Content) -> Reading:
     nodes = symbol.get("nodes")
     if not isinstance(nodes, list) or not all(isinstance(node, dict) for node in nodes):
         raise damaged(path, "MXNet symbol", "it has no list of nodes")
-    weights = _parameters_beside(path)
-    try:
-        parameters = count_parameters(open_content(weights))
-    except FormatError as error:
-        raise damaged(weights, KIND, error) from error
     details = {}
     attributes = symbol.get("attrs")
     version = attributes.get("mxnet_version") if isinstance(attributes, dict) else None
     if isinstance(version, list) and len(version) == 2 and isinstance(version[1], int):
         number = version[1]
         details["producer"] = f"MXNet {number // 10000}.{number // 100 % 100}.{number % 100}"
-    return Reading(
+    reading = Reading(
         format="mxnet/symbol",
         location=path,
-        files=(path, weights),
+        files=(path,),
         operators=counted(shown(str(node.get("op"))) for node in nodes if node.get("op") != "null"),
-        parameters=parameters,
         details=details,
     )
+    weights = _parameters_beside(path, reading)
+    try:
+        parameters = count_parameters(open_content(weights))
+    except FormatError as error:
+        raise damaged(weights, KIND, error) from error
+    return replace(reading, files=(path, weights), parameters=parameters)
 
 
-def _parameters_beside(symbol: Path) -> Path:
+def _parameters_beside(symbol: Path, reading: Reading) -> Path:
     prefix = symbol.name.removesuffix(".json").removesuffix("-symbol")
     every = sorted(symbol.parent.glob("*.params"))
     # the last epoch that was saved, where there are several
@@ -68,9 +68,10 @@ def _parameters_beside(symbol: Path) -> Path:
         return own[-1]
     if len(every) == 1:
         return every[0]
-    raise SourceError(
+    raise MissingWeightsError(
         f"the weights of `{symbol}` are missing: there is no `{prefix}-0000.params` beside it",
-        hint=f"copy it into `{symbol.parent}`",
+        hint=f"copy it into `{symbol.parent}`, or name it: `--set params=FILE.params`",
+        reading=reading,
     )
 
 

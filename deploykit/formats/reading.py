@@ -31,6 +31,14 @@ class RunsCodeError(SourceError):
         self.names = names
 
 
+class MissingWeightsError(SourceError):
+    """The graph is there and its weights are not beside it; `reading` is what the graph says."""
+
+    def __init__(self, message: str, *, hint: str, reading: Reading) -> None:
+        super().__init__(message, hint=hint)
+        self.reading = reading
+
+
 @dataclass(frozen=True, kw_only=True)
 class Reading:
     """What a reader found in a model: the parts of an `Inspection` that its format determines.

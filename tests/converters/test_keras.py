@@ -521,3 +521,17 @@ def test_yaml_that_is_none_of_keras_is_refused(text: str, tmp_path: Path) -> Non
     path = yaml_of(tmp_path, text)
     with pytest.raises(SourceError, match="Keras configuration"):
         dk.convert(path, tmp_path / "m.onnx")
+
+
+def test_weights_that_lie_elsewhere_are_named(tmp_path: Path) -> None:
+    path = yaml_of(tmp_path, YAML)
+    (tmp_path / "apart").mkdir()
+    (tmp_path / "weights.h5").rename(tmp_path / "apart" / "w.h5")
+    with pytest.raises(SourceError, match=r"weights of .* are missing") as caught:
+        dk.convert(path, tmp_path / "m.onnx")
+    assert "--set weights" in caught.value.hint
+    named = dk.SourceOptions(settings={"weights": str(tmp_path / "apart" / "w.h5")})
+    first = dk.convert(path, tmp_path / "m.onnx", source=named)
+    with h5py.File(tmp_path / "apart" / "w.h5", "r+") as file:
+        file["dense_1/dense_1/kernel:0"][0, 0] = 9
+    assert dk.convert(path, tmp_path / "m.onnx", source=named).source_sha256 != first.source_sha256

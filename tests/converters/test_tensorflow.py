@@ -153,13 +153,13 @@ def test_a_counter_becomes_an_input_and_an_output(
     model, output = source(SAVED, files / "counter"), tmp_path / "m.onnx"
     result = convert(worker, model, output)
     assert names(result.signature) == (
-        ["x:float32[2]", "Variable_in:float32[]"],
-        ["y:float32[2]", "Variable_out:float32[]"],
+        ["x:float32[2]", "Variable:float32[]"],
+        ["y:float32[2]", "Variable_next:float32[]"],
     )
-    feed = {"x": random(2), "Variable_in": np.array(4, np.float32)}
+    feed = {"x": random(2), "Variable": np.array(4, np.float32)}
     values = assert_same(worker, model, output, feed)
     np.testing.assert_allclose(values["y"], feed["x"] + 5)
-    assert values["Variable_out"] == 5
+    assert values["Variable_next"] == 5
 
 
 def test_inner_tensors_and_single_outputs_of_a_saved_model(

@@ -217,7 +217,7 @@ def test_state_that_is_written_twice_and_begins_with_values(
 ) -> None:
     path = tensorflow.files(SCRIPT) / "memory"
     result = tensorflow.compare(tensorflow.source(path), tmp_path / "m.onnx")
-    assert [spec.name for spec in result.signature.inputs[1:]] == ["sum_in", "calls_in", "last_in"]
+    assert [spec.name for spec in result.signature.inputs[1:]] == ["sum", "calls", "last"]
     assert [spec.name for spec in result.signature.outputs[:2]] == ["change", "mean"]
     assert "begin with zeros" in result.repairs[0]
     assert "begin with the values in the metadata" in result.repairs[1]
@@ -231,7 +231,7 @@ def test_a_reference_variable_of_tensorflow_1_that_is_added_to(
 ) -> None:
     path = tensorflow.files(SCRIPT) / "old_state"
     result = tensorflow.compare(tensorflow.source(path), tmp_path / "m.onnx")
-    assert [spec.name for spec in result.signature.inputs] == ["x", "total_in"]
+    assert [spec.name for spec in result.signature.inputs] == ["x", "total"]
     sequence(tensorflow, path, tmp_path / "m.onnx", [{"x": np.ones(3, np.float32)}] * 3)
 
 
@@ -271,13 +271,13 @@ def test_the_reference_forgets_between_calls(tensorflow: Any) -> None:
     session = tensorflow.worker.open(ReferenceRequest(source=model))
     feed = {
         "x": np.ones((2, 3), np.float32),
-        "sum_in": np.full((2, 3), 2, np.float32),
-        "calls_in": np.array(2, np.float32),
-        "last_in": np.zeros((2, 3), np.float32),
+        "sum": np.full((2, 3), 2, np.float32),
+        "calls": np.array(2, np.float32),
+        "last": np.zeros((2, 3), np.float32),
     }
     first, second = session.run(feed), session.run(feed)
     session.close()
     for name, value in first.items():
         np.testing.assert_array_equal(value, second[name])
     np.testing.assert_allclose(first["mean"], np.ones((2, 3)))
-    np.testing.assert_allclose(first["sum_out"], np.full((2, 3), 3.0))
+    np.testing.assert_allclose(first["sum_next"], np.full((2, 3), 3.0))
