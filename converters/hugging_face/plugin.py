@@ -29,7 +29,7 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from deploykit.onnx_file import opset_of, strip_traces, write_model
+from deploykit.onnx_file import opset_of
 from deploykit.progress import phase
 from deploykit.protocol import (
     ConvertRequest,
@@ -64,9 +64,8 @@ def convert(request: ConvertRequest) -> ConvertResult:
     loaded = _load(request.source)
     program = with_dynamic(loaded.program, request.dynamic)
     exported = export(program, request.opset)
-    strip_traces(exported.model)
     phase("checking the ONNX model")
-    signature = write_model(exported.model, request.output)
+    signature = exported.write(request.output)
     return ConvertResult(
         signature=signature,
         opset=opset_of(exported.model),

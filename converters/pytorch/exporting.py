@@ -19,11 +19,14 @@ from deploykit._plugins.converters.pytorch.torchscript_exporter import (
 )
 
 from deploykit.errors import PluginError, UnsupportedError
-from deploykit.onnx_file import opset_of, rename_dimensions
+from deploykit.onnx_file import LARGEST_MESSAGE, LARGEST_SHAPE, opset_of, rename_dimensions
 from deploykit.progress import phase
 
 if TYPE_CHECKING:
+    import numpy as np
     import onnx
+
+    Array = np.ndarray[Any, Any]
 
 DEFAULT_OPSET = 18
 """What onnxscript's operators are written in, and every target here reads; others are converted to."""
@@ -179,9 +182,34 @@ def _export_program(program: Program, exported: Any, outputs: list[str], opset: 
             )
     except torch.onnx.errors.OnnxExporterError as error:
         raise no_onnx_form(error, exported) from error
-    model = made.model_proto
+    model, weights = _apart(made)
     repairs = _name_axes(program, model)
-    return Exported(model=model, repairs=repairs)
+    return Exported(model=model, repairs=repairs, weights=weights)
+
+
+def _apart(made: Any) -> tuple[onnx.ModelProto, dict[str, Array]]:
+    """Return the exporter's model, and its large weights apart where one message cannot hold all."""
+    import onnx_ir
+
+    large = [
+        value
+        for value in made.model.graph.initializers.values()
+        if value.const_value is not None and value.const_value.nbytes > LARGEST_SHAPE
+    ]
+    if sum(value.const_value.nbytes for value in large) <= LARGEST_MESSAGE:
+        return made.model_proto, {}
+    weights = {}
+    for value in large:
+        tensor = value.const_value
+        weights[value.name] = tensor.numpy()  # torch's own memory
+        value.const_value = onnx_ir.ExternalTensor(
+            "apart", 0, tensor.nbytes, dtype=tensor.dtype, shape=tensor.shape, name=value.name
+        )
+    model = onnx_ir.to_proto(made.model)
+    for tensor in model.graph.initializer:
+        if tensor.name in weights:
+            tensor.ClearField("external_data")
+    return model, weights
 
 
 def _name_axes(program: Program, model: onnx.ModelProto) -> tuple[str, ...]:

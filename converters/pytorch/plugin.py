@@ -29,7 +29,7 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from deploykit.onnx_file import opset_of, strip_traces, write_model
+from deploykit.onnx_file import opset_of
 from deploykit.progress import phase
 from deploykit.protocol import (
     ConvertRequest,
@@ -66,9 +66,8 @@ def convert(request: ConvertRequest) -> ConvertResult:
 
     program = load(request.source, request.dynamic)
     exported = export(program, request.opset)
-    strip_traces(exported.model)
     phase("checking the ONNX model")
-    signature = write_model(exported.model, request.output)
+    signature = exported.write(request.output)
     return ConvertResult(
         signature=signature,
         opset=opset_of(exported.model),

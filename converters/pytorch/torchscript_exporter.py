@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import warnings
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from deploykit._plugins.converters.pytorch.axes import program_of
@@ -16,18 +17,34 @@ from deploykit._plugins.converters.pytorch.program import Input, Program, first_
 from deploykit._plugins.converters.pytorch.script_graph import nodes
 
 from deploykit.errors import UnsupportedError
+from deploykit.onnx_file import strip_traces, write_model, write_streamed
 from deploykit.progress import phase
+from deploykit.protocol import Signature
 
 if TYPE_CHECKING:
+    import numpy as np
     import onnx
+
+    Array = np.ndarray[Any, Any]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Exported:
-    """An ONNX model with the source's names, and what was mended on the way."""
+    """An ONNX model with the source's names, and what was mended on the way.
+
+    Of a model too large for one message, `weights` holds the large constants apart, uncopied.
+    """
 
     model: onnx.ModelProto
     repairs: tuple[str, ...] = ()
+    weights: Mapping[str, Array] = dataclasses.field(default_factory=dict)
+
+    def write(self, output: str) -> Signature:
+        """Write the model to `output`; see `deploykit.onnx_file`."""
+        strip_traces(self.model)
+        if self.weights:
+            return write_streamed(self.model, self.weights, output)
+        return write_model(self.model, output)
 
 
 def legacy_export(program: Program, outputs: list[str], opset: int) -> onnx.ModelProto:
