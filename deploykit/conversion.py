@@ -9,6 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,7 +96,9 @@ def convert_within(
     """
     listen = model.conditions.listen
     step = f"convert {model.name} ({model.plugin.name})"
-    with announced(step, model.conditions):
+    # a large model takes seconds to hash, which the worker need not wait for
+    with ThreadPoolExecutor(max_workers=1) as pool, announced(step, model.conditions):
+        source_sha256 = pool.submit(model.sha256)
         result = model.convert(output)
     if result.steps or result.atol:
         allowed = f"{result.steps} steps" if result.steps else f"{result.atol:.1e} of the scale"
@@ -123,7 +126,7 @@ def convert_within(
             source=model.source.location,
             format=model.source.format,
             converter=model.plugin.name,
-            source_sha256=model.sha256(),
+            source_sha256=source_sha256.result(),
             output=str(output),
             onnx_sha256=hash_files(sorted(output.parent.iterdir())),
             signature=result.signature,
