@@ -19,15 +19,14 @@ and `converters/keras` reads that; the reference is Keras.
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deploykit import user_code
 from deploykit.definition_session import DefinitionSession
 from deploykit.errors import SourceError, UsageError
 from deploykit.progress import phase
@@ -44,6 +43,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     Array = np.ndarray[Any, Any]
+
+HINT = "return a keras.Model"
 
 
 def inspect(source: Source) -> Signature:
@@ -107,12 +108,11 @@ def _model(source: Source) -> Any:
 
     phase("building the model")
     keras.utils.set_random_seed(0)  # a model of random weights must be the same in every worker
-    made = _made(source.location)
-    model = made() if callable(made) and not isinstance(made, keras.Model) else made
+    model = user_code.made_by_user(source.location, hint=HINT)
     if not isinstance(model, keras.Model):
         raise SourceError(
             f"`{source.location}` returned a {type(model).__name__}, not a keras.Model",
-            hint="return the model",
+            hint=HINT,
         )
     weights = source.options.get("weights")
     if weights is not None:
@@ -135,16 +135,3 @@ def _saved(model: Any, source: Source, folder: Path) -> Source:
     phase("saving the model")
     model.save(path)
     return Source(location=str(path), format="keras/v3", inputs=source.inputs, trust=source.trust)
-
-
-def _made(location: str) -> Any:
-    file, _, name = location.rpartition(":")
-    path = Path(file)
-    sys.path.insert(0, str(path.parent))  # the file may import its neighbours
-    spec = importlib.util.spec_from_file_location(f"deploykit_source_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise SourceError(f"`{path}` is no python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return getattr(module, name)

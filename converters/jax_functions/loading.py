@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import os
-import sys
-import types
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from deploykit import user_code
 from deploykit.errors import SourceError, UnsupportedError, UsageError
 from deploykit.progress import phase
 from deploykit.protocol import Dimension, DynamicAxis, Signature, Source, TensorSpec
@@ -63,7 +60,9 @@ def load(source: Source, dynamic: tuple[DynamicAxis, ...] = ()) -> Function:
     from jax.tree_util import tree_flatten_with_path, tree_unflatten
 
     phase("building the function")
-    function, examples = _function(_made_by_user(source.location), source.location)
+    function, examples = _function(
+        user_code.made_by_user(source.location, hint=FORM), source.location
+    )
     args, kwargs = _arguments(examples)
     leaves, structure = tree_flatten_with_path((args, kwargs))
     names = _names(function, [path for path, _ in leaves])
@@ -106,25 +105,6 @@ def load(source: Source, dynamic: tuple[DynamicAxis, ...] = ()) -> Function:
         output_names=unique,
         jaxpr=closed,
     )
-
-
-def _made_by_user(location: str) -> Any:
-    file, _, attribute = location.rpartition(":")
-    path = Path(file)
-    if not path.is_file():
-        raise SourceError(f"no python file `{path}`", hint="the form is `file.py:function`")
-    # the file may import its neighbours, also later, when the function is traced
-    sys.path.insert(0, str(path.parent))
-    spec = importlib.util.spec_from_file_location(f"deploykit_source_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise SourceError(f"`{path}` is no python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    if not hasattr(module, attribute):
-        raise SourceError(f"`{path.name}` defines no `{attribute}`", hint=FORM)
-    made = getattr(module, attribute)
-    return made() if isinstance(made, (types.FunctionType, types.MethodType, type)) else made
 
 
 def _function(made: Any, location: str) -> tuple[Callable[..., Any], Any]:

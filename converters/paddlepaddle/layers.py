@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from typing import Any
 
 from deploykit._plugins.converters.paddlepaddle.program import first_line, import_paddle
 
+from deploykit import user_code
 from deploykit.errors import SourceError, UnsupportedError, UsageError
 from deploykit.progress import phase
 from deploykit.protocol import Source
@@ -26,7 +25,7 @@ def save(source: Source, folder: Path) -> Path:
     paddle = import_paddle()
     phase("building the layer")
     paddle.seed(0)  # a layer that starts from random weights must get the same in every worker
-    made = _made(source.location)
+    made = user_code.made_by_user(source.location, hint=HINT)
     specs: Any = None
     if isinstance(made, tuple) and len(made) == 2:
         made, specs = made
@@ -61,19 +60,3 @@ def save(source: Source, folder: Path) -> Path:
             hint="the layer must run in `paddle.jit.to_static` with these inputs",
         ) from error
     return folder / "layer.json"
-
-
-def _made(location: str) -> Any:
-    file, _, name = location.rpartition(":")
-    path = Path(file)
-    sys.path.insert(0, str(path.parent))  # the file may import its neighbours
-    spec = importlib.util.spec_from_file_location(f"deploykit_source_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise SourceError(f"`{path}` is no python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    made = getattr(module, name)
-    import paddle
-
-    return made if isinstance(made, (paddle.nn.Layer, tuple)) else made()

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import inspect
 import os
-import sys
-import types
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -22,8 +19,11 @@ from deploykit._plugins.converters.pytorch.axes import (
 from deploykit._plugins.converters.pytorch.program import Program
 from deploykit._plugins.converters.pytorch.script import script_program
 
+from deploykit import user_code
 from deploykit.errors import SourceError, UsageError
 from deploykit.protocol import Source, TensorSpec
+
+RETURNS = "return the module, or (module, example_inputs[, dynamic_shapes])"
 
 
 def load_module(source: Source) -> Program:
@@ -95,21 +95,7 @@ def made_by_user(location: str) -> tuple[Any, Any, Any]:
     """
     import torch
 
-    module = imported(location.rpartition(":")[0])
-    attribute = location.rpartition(":")[2]
-    if not hasattr(module, attribute):
-        own = [
-            name
-            for name, item in vars(module).items()
-            if callable(item) and getattr(item, "__module__", "") == module.__name__
-        ]
-        raise SourceError(
-            f"`{Path(str(module.__file__)).name}` defines no `{attribute}`",
-            hint=f"it defines: {', '.join(own) or 'nothing'}",
-        )
-    made = getattr(module, attribute)
-    is_function = isinstance(made, (types.FunctionType, types.MethodType, type))
-    made = _called(made, attribute) if is_function else made
+    made = user_code.made_by_user(location, hint=RETURNS)
     examples: Any = None
     dynamic_shapes: Any = None
     if isinstance(made, tuple) and 2 <= len(made) <= 3:
@@ -117,45 +103,9 @@ def made_by_user(location: str) -> tuple[Any, Any, Any]:
     if not isinstance(made, (torch.nn.Module, torch.jit.ScriptModule)):
         raise SourceError(
             f"`{location}` returned a {type(made).__name__}, not a torch.nn.Module",
-            hint="return the module, or (module, example_inputs[, dynamic_shapes])",
+            hint=RETURNS,
         )
     return made, examples, dynamic_shapes
-
-
-def _called(make: Any, name: str) -> Any:
-    try:
-        missing = _required(inspect.signature(make).parameters.values())
-    except (TypeError, ValueError):
-        missing = []
-    if missing:
-        raise SourceError(
-            f"`{name}` needs the arguments {', '.join(missing)}",
-            hint="name a function without arguments that makes the module, for example "
-            f"`def make(): return {name}(…)`",
-        )
-    return make()
-
-
-def imported(file: str) -> types.ModuleType:
-    """Import the python file, whose neighbours it may import in turn. Raises SourceError."""
-    path = Path(file)
-    if not path.is_file():
-        raise SourceError(f"no python file `{path}`", hint="the form is `file.py:function`")
-    # the file may import its neighbours, also later, when the model runs
-    sys.path.insert(0, str(path.parent))
-    spec = importlib.util.spec_from_file_location(f"deploykit_source_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise SourceError(f"`{path}` is no python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses and pickles of the file look themselves up there
-    try:
-        spec.loader.exec_module(module)
-    except ModuleNotFoundError as error:
-        raise SourceError(
-            f"`{path}` imports `{error.name}`, which the environment of the converter does not have",
-            hint="put that package's folder beside the file, or leave the import out of it",
-        ) from error
-    return module
 
 
 def _required(parameters: Iterable[inspect.Parameter]) -> list[str]:

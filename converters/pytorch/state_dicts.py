@@ -11,12 +11,12 @@ from typing import Any
 from deploykit._plugins.converters.pytorch.checkpoints import Weights, read_weights
 from deploykit._plugins.converters.pytorch.modules import (
     found_file,
-    imported,
     made_by_user,
     module_program,
 )
 from deploykit._plugins.converters.pytorch.program import Program
 
+from deploykit import user_code
 from deploykit.errors import SourceError, UnsupportedError
 from deploykit.protocol import Source
 
@@ -59,7 +59,7 @@ def load_state_dict(source: Source) -> Program:
 def _lend_to_pickles(code: Path) -> None:
     """Let a pickle find the classes of `code` where a script that saved itself had them."""
     main = sys.modules["__main__"]
-    for name, value in vars(imported(str(code))).items():
+    for name, value in vars(user_code.imported(str(code))).items():
         if isinstance(value, type) and not hasattr(main, name):
             setattr(main, name, value)
 

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-import inspect
-import sys
-import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+from deploykit import user_code
 from deploykit.errors import SourceError, UnsupportedError
 
 WHAT_TO_RETURN = (
@@ -37,7 +33,7 @@ def build(location: str) -> Graph:
 
     Raises SourceError where there is no such callable or it returns something else.
     """
-    made = _made_by_user(location)
+    made = user_code.made_by_user(location, hint=WHAT_TO_RETURN)
     if _is_compiled(made):
         return _of_function(made)
     layers = _layers(made)
@@ -55,48 +51,6 @@ def build(location: str) -> Graph:
         f"`{location}` returned a {type(made).__name__}, not inputs and outputs of a graph",
         hint=WHAT_TO_RETURN,
     )
-
-
-def _made_by_user(location: str) -> Any:
-    file, _, attribute = location.rpartition(":")
-    path = Path(file)
-    if not path.is_file():
-        raise SourceError(f"no python file `{path}`", hint="the form is `file.py:function`")
-    # the file may import its neighbours, also a Lasagne of the user's own beside it
-    sys.path.insert(0, str(path.parent))
-    spec = importlib.util.spec_from_file_location(f"deploykit_source_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise SourceError(f"`{path}` is no python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    try:
-        spec.loader.exec_module(module)
-    except SyntaxError as error:
-        raise SourceError(
-            f"`{error.filename}`, line {error.lineno}: {error.msg}",
-            hint="code for Python 2 must be brought to Python 3 first (`python -m lib2to3 -w FILE`)",
-        ) from error
-    except ModuleNotFoundError as error:
-        raise SourceError(
-            f"`{path}` imports `{error.name}`, which is not in the environment of this converter",
-            hint="put the package beside the file; theano is pytensor here, and lasagne 0.1 is there",
-        ) from error
-    if not hasattr(module, attribute):
-        raise SourceError(f"`{path.name}` defines no `{attribute}`")
-    made = getattr(module, attribute)
-    if not isinstance(made, (types.FunctionType, types.MethodType, type)):
-        return made
-    needed = [
-        one.name
-        for one in inspect.signature(made).parameters.values()
-        if one.default is one.empty and one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)
-    ]
-    if needed:
-        raise SourceError(
-            f"`{attribute}` of `{path.name}` asks for {', '.join(needed)}",
-            hint=f"write a function without arguments; {WHAT_TO_RETURN}",
-        )
-    return made()
 
 
 def _is_compiled(made: Any) -> bool:

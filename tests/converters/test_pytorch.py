@@ -179,7 +179,7 @@ def test_shapes_come_from_the_user_where_the_module_has_none(
         (module("deep", code=ZOO), UnsupportedError, "(in `stages.1 (Inner)`)", "leave it out"),
         (module("projected", code=ZOO), UnsupportedError, "LSTM with projections", "a loop over"),
         (module("bfloat", code=ZOO), UnsupportedError, "computes in bfloat16", "module.float()"),
-        (module("needs_arguments", code=ZOO), SourceError, "the arguments width", "def make()"),
+        (module("needs_arguments", code=ZOO), SourceError, "asks for width", "def make()"),
         (
             file("pytorch/module", "/nowhere.py:f"),
             SourceError,
