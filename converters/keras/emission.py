@@ -44,7 +44,13 @@ class Context:
 
     def activated(self, layer: Layer, x: Value, setting: str = "activation") -> Value:
         """Append the activation that `layer` ends with."""
-        name = activations.name_of(layer.config.get(setting), layer.name, self.version)
+        from deploykit._plugins.converters.keras import shaping
+
+        given = layer.config.get(setting)
+        own = activations.layer_of(given)
+        if own is not None:
+            return shaping.EMIT[own[0]](self, Layer(name=layer.name, kind=own[0], config=own[1]), [x])
+        name = activations.name_of(given, layer.name, self.version)
         return Value(activations.emit(self.build, name, x.name), x.shape)
 
 

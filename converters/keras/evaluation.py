@@ -114,6 +114,9 @@ class Evaluator:
 
     def activation(self, layer: Layer, x: Array, value: Any) -> Array:
         """Return `x` through the activation that a configuration names."""
+        own = activations.layer_of(value)
+        if own is not None:
+            return self.compute(Layer(name=layer.name, kind=own[0], config=own[1]), [x])
         name = activations.name_of(value, layer.name, self.version)
         found: Array = activations.compute(name, x)
         return found

@@ -147,9 +147,10 @@ def _transposed(evaluator: Evaluator, layer: Layer, inputs: list[Array]) -> Arra
         reach = (kernel.shape[axis] - 1) * dilations[axis] + 1
         size, stride = x.shape[2 + axis], strides[axis]
         if extra is not None:
-            pad = reach // 2 if config["padding"] == "same" else 0
-            length = (size - 1) * stride + reach - 2 * pad + numbers(extra, rank)[axis]
-            cut.append(slice(pad, pad + length))
+            half = reach // 2 if config["padding"] == "same" else 0
+            length = (size - 1) * stride + reach - 2 * half + numbers(extra, rank)[axis]
+            before = max((size - 1) * stride + reach - length, 0) // 2
+            cut.append(slice(before, before + length))
         elif config["padding"] == "same":
             before = max(reach - stride, 0) // 2
             cut.append(slice(before, before + size * stride))

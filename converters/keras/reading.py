@@ -12,7 +12,7 @@ import json
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -177,7 +177,9 @@ def _apart(path: Path, format: str, options: Mapping[str, str]) -> KerasModel:
         group = file.get("model_weights", file)
         version, backend = _said(file.attrs, group.attrs, config)
         if "layer_names" not in group.attrs:
-            return _model(path, config, "3", "tensorflow", Paths(file, config))
+            # Keras 2.13 and later can write the new kind of weights, and still is Keras 2
+            own = str(config.get("keras_version") or "3")
+            return _model(path, config, own, "tensorflow", Paths(file, config))
         return _model(path, config, version, backend, Groups(group))
 
 
@@ -273,11 +275,49 @@ def _network(config: Mapping[str, Any], version: int, weights: Groups) -> Networ
         else _layer(layer, version, weights, _calls(layer))
         for layer in layers
     )
-    return Network(
-        name=name,
-        layers=made,
-        inputs=_refs(inner["input_layers"]),
-        outputs=_refs(inner["output_layers"]),
+    return _renumbered(
+        Network(
+            name=name,
+            layers=made,
+            inputs=_refs(inner["input_layers"]),
+            outputs=_refs(inner["output_layers"]),
+        )
+    )
+
+
+def _renumbered(network: Network) -> Network:
+    """Return `network` with the calls of models within it counted from 0.
+
+    Keras 2 counts them from 1, the making of such a model being number 0 (`kept_nodes` in
+    `Network.get_config`), unless it was made without a shape.
+    """
+    used: dict[str, int] = {}
+    masks = [mask for layer in network.layers for mask in layer.masks if mask is not None]
+    calls = [ref for layer in network.layers for call in layer.calls for ref in call]
+    for name, node, _ in (*calls, *masks, *network.outputs):
+        used[name] = max(node, used.get(name, 0))
+    late = {
+        layer.name
+        for layer in network.layers
+        if layer.inner is not None and layer.calls and used.get(layer.name) == len(layer.calls)
+    }
+
+    def moved(ref: Ref) -> Ref:
+        return (ref[0], ref[1] - 1, ref[2]) if ref[0] in late else ref
+
+    if not late:
+        return network
+    return replace(
+        network,
+        outputs=tuple(moved(ref) for ref in network.outputs),
+        layers=tuple(
+            replace(
+                layer,
+                calls=tuple(tuple(moved(ref) for ref in call) for call in layer.calls),
+                masks=tuple(None if mask is None else moved(mask) for mask in layer.masks),
+            )
+            for layer in network.layers
+        ),
     )
 
 
@@ -383,11 +423,12 @@ def _layer(layer: Mapping[str, Any], version: int, weights: Groups, called: Call
 
 
 def _refs(entries: Any) -> tuple[Ref, ...]:
+    if isinstance(entries, dict):
+        # Keras flattens a dictionary in the order of its sorted keys
+        return tuple(ref for key in sorted(entries) for ref in _refs(entries[key]))
     if entries and isinstance(entries[0], str):
         entries = [entries]  # Keras 3 writes a single one without a list around it
-    if isinstance(entries, dict):
-        entries = list(entries.values())
-    return tuple((str(name), int(node), int(tensor)) for name, node, tensor in entries)
+    return tuple((str(name), int(node), int(tensor)) for name, node, tensor, *_ in entries)
 
 
 def _calls(layer: Mapping[str, Any]) -> Calls:
@@ -430,8 +471,8 @@ def _tensors(value: Any) -> Iterator[Ref]:
             name, node, tensor = value["config"]["keras_history"]
             yield str(name), int(node), int(tensor)
         else:
-            for one in value.values():
-                yield from _tensors(one)
+            for key in sorted(value):
+                yield from _tensors(value[key])
     elif isinstance(value, list):
         for one in value:
             yield from _tensors(one)
