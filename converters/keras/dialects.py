@@ -148,15 +148,36 @@ def _weights(
         values = [_old_kernel(config, one) for one in values]
     if is_old and kind == "Conv1D" and values and values[0].ndim == 4:
         values = [values[0][:, 0], *values[1:]]
+    if kind in ("RMSNormalization", "LayerScale"):
+        return dict(
+            zip(("scale" if kind == "RMSNormalization" else "gamma",), values, strict=False)
+        )
     if kind in ("LayerNormalization", "GroupNormalization"):
         order = ["gamma"] * bool(config.get("scale", True))
         order += ["beta"] * bool(config.get("center", True))
+        return dict(zip(order, values, strict=False))
+    if kind == "MultiHeadAttention":
+        return _heads(names, values)
+    if kind in ("Attention", "AdditiveAttention"):
+        order = ["scale"] * bool(config.get("use_scale", kind == "AdditiveAttention"))
+        order += ["concat"] * (config.get("score_mode") == "concat")
         return dict(zip(order, values, strict=False))
     if kind == "Normalization":
         return dict(zip(("mean", "variance", "count"), values, strict=False))
     if kind in ("Embedding", "PReLU"):
         return dict(zip(("table" if kind == "Embedding" else "alpha",), values, strict=False))
     return dict(zip(("kernel", "bias"), values, strict=False))
+
+
+def _heads(names: list[str], values: list[Array]) -> dict[str, Array]:
+    """Return the weights of a MultiHeadAttention: `query/kernel:0`, or `query_dense/vars/0`."""
+    found = {}
+    for name, value in zip(names, values, strict=True):
+        *_, role, last = name.replace("/vars/", "/").split(":")[0].split("/")
+        role = role.strip("_").removesuffix("_dense").removeprefix("attention_")
+        part = {"0": "kernel", "1": "bias"}.get(last, last)
+        found[f"{role}_{part}"] = value
+    return found
 
 
 def _old_kernel(config: Mapping[str, Any], value: Array) -> Array:

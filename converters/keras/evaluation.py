@@ -12,17 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 from deploykit._plugins.converters.keras import (
     activations,
+    evaluation_attention,
     evaluation_norms,
     evaluation_shaping,
     evaluation_space,
     evaluation_time,
     operation_values,
+    tensor_arguments,
 )
 from deploykit._plugins.converters.keras.reading import (
     KerasModel,
     Layer,
     Network,
     Ref,
+    release,
     zeroes_masked,
 )
 
@@ -39,7 +42,10 @@ def evaluate(model: KerasModel, feed: dict[str, Array]) -> dict[str, Array]:
     from deploykit._plugins.converters.keras.plugin import output_names
 
     evaluator = Evaluator(
-        model.backend or "tensorflow", model.version, bool(zeroes_masked(model.written))
+        model.backend or "tensorflow",
+        model.version,
+        bool(zeroes_masked(model.written)),
+        release(model.written),
     )
     values = evaluator.network(
         model.network, [(feed[name], None) for name, _, _ in model.network.inputs]
@@ -50,7 +56,14 @@ def evaluate(model: KerasModel, feed: dict[str, Array]) -> dict[str, Array]:
 class Evaluator:
     """Computes networks; a layer's value is made when something asks for it."""
 
-    def __init__(self, backend: str, version: int, zeroes_masked: bool) -> None:
+    def __init__(
+        self,
+        backend: str,
+        version: int,
+        zeroes_masked: bool,
+        release: tuple[int, int] = (2, 0),
+    ) -> None:
+        self.release = release
         self.backend = backend
         self.version = version
         self.zeroes_masked = zeroes_masked
@@ -87,6 +100,8 @@ class Evaluator:
                     operation = layer.config["operation"]
                     inputs = [x for x, _ in given]
                     found = [(operation_values.compute(operation, called, inputs), None)]
+                elif layer.kind in tensor_arguments.KINDS:
+                    found = evaluation_attention.attend(self, layer, node, given)
                 elif layer.inner is not None and layer.kind != "TimeDistributed":
                     found = self.network(layer.inner, given)
                 else:
@@ -101,10 +116,14 @@ class Evaluator:
 
         masks = [mask for _, mask in given if mask is not None]
         self.mask = np.logical_and.reduce(masks) if masks else None
+        if layer.kind in MERGES and self.version >= 3 and masks:
+            # Keras 3: what counts in any of them, if all have a mask
+            self.mask = np.logical_or.reduce(masks) if len(masks) == len(given) else None
         self.states = ()
         found = self.compute(layer, [x for x, _ in given])
         if layer.kind not in MASK_MAKERS and layer.kind not in MASK_KEEPERS:
             keeps = layer.kind in RECURRENT and found.ndim == 3
+            keeps = keeps or (layer.kind in ("Normalization", "Rescaling") and self.version >= 3)
             self.mask = self.mask if keeps else None
         return found, self.mask
 
@@ -122,13 +141,14 @@ class Evaluator:
         return found
 
 
+MERGES = ("Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum")
 MASK_MAKERS = ("Masking", "Embedding")
 RECURRENT = ("LSTM", "GRU", "SimpleRNN", "Bidirectional")
 MASK_KEEPERS = (
     *("Dropout", "SpatialDropout1D", "GaussianNoise", "GaussianDropout", "AlphaDropout"),
     *("ActivityRegularization", "Activation", "Dense", "TimeDistributedDense", "TimeDistributed"),
     *("BatchNormalization", "LayerNormalization", "LeakyReLU", "ELU", "PReLU", "ReLU"),
-    *("ThresholdedReLU", "Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum"),
+    *("ThresholdedReLU", "Identity", "UnitNormalization", "GroupNormalization", *MERGES),
 )
 """Layers with `supports_masking` in Keras 2.3 that hand on the steps that count."""
 

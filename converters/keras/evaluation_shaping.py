@@ -150,6 +150,13 @@ def _same(_evaluator: Evaluator, _layer: Layer, inputs: list[Array]) -> Array:
     return inputs[0]
 
 
+AUGMENTS = (
+    *("RandomFlip", "RandomRotation", "RandomZoom", "RandomTranslation", "RandomContrast"),
+    *("RandomBrightness", "RandomGrayscale", "RandomColorJitter", "RandomHue", "RandomShear"),
+    *("RandomSaturation", "RandomSharpness", "RandomPosterization", "RandomErasing"),
+    *("RandomGaussianBlur", "RandomInvert", "RandomPerspective", "RandomElasticTransform"),
+    "RandomColorDegeneration",
+)
 RANKS = (1, 2, 3)
 COMPUTE: dict[str, Compute] = {
     **{f"ZeroPadding{rank}D": _padded for rank in RANKS},
@@ -162,6 +169,7 @@ COMPUTE: dict[str, Compute] = {
         _same,
     ),
     **dict.fromkeys(("GaussianDropout", "AlphaDropout", "ActivityRegularization"), _same),
+    **dict.fromkeys(("Identity", "StochasticDepth", *AUGMENTS), _same),
     "Activation": _activation,
     "Flatten": _flatten,
     "Reshape": _reshaped,

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deploykit._plugins.converters.keras import operation_calls
+from deploykit._plugins.converters.keras import operation_calls, tensor_arguments
 from deploykit._plugins.converters.keras.dialects import modern
 from deploykit._plugins.converters.keras.weights import (
     LARGEST_RATIO,
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 LARGEST_CONFIG = 256 << 20
+
+FUNCTIONAL = ("Model", "Functional")
 
 Ref = tuple[str, int, int]
 """The output `tensor` of the call number `node` of the layer `name`."""
@@ -61,6 +63,7 @@ class Calls:
 
     inputs: tuple[tuple[Ref, ...], ...] = ()
     masks: tuple[Ref | None, ...] = ()
+    arguments: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +133,12 @@ def _damaged(path: Path, error: Exception) -> SourceError:
         f"`{path}` is a damaged Keras model: {type(error).__name__}: {error}"[:400],
         hint="save it again with `model.save`",
     )
+
+
+def release(written: str) -> tuple[int, int]:
+    """Return the first two numbers of the version `written`, zeros where it has none."""
+    numbers = [int(part) for part in re.findall(r"\d+", written)[:2]]
+    return (numbers[0], numbers[1]) if len(numbers) == 2 else (numbers[0] if numbers else 0, 0)
 
 
 def zeroes_masked(written: str) -> bool | None:
@@ -275,14 +284,18 @@ def _network(config: Mapping[str, Any], version: int, weights: Groups) -> Networ
         else _layer(layer, version, weights, _calls(layer))
         for layer in layers
     )
-    return _renumbered(
-        Network(
-            name=name,
-            layers=made,
-            inputs=_refs(inner["input_layers"]),
-            outputs=_refs(inner["output_layers"]),
-        )
+    network = Network(
+        name=name,
+        layers=made,
+        inputs=_refs(inner["input_layers"]),
+        outputs=_refs(inner["output_layers"]),
     )
+    if version < 3:
+        return _renumbered(network)
+    # Keras 3 does so where it lists the outputs, and nowhere else (`get_tensor` in `functional.py`)
+    models = {config_name(layer) for layer in layers if layer["class_name"] in FUNCTIONAL}
+    outputs = tuple((name, node - (name in models), at) for name, node, at in network.outputs)
+    return replace(network, outputs=outputs)
 
 
 def _renumbered(network: Network) -> Network:
@@ -389,7 +402,7 @@ def _first_input(layer: Mapping[str, Any], name: str, version: int) -> Layer:
 
 
 def _is_model(layer: Mapping[str, Any]) -> bool:
-    return layer["class_name"] in ("Sequential", "Model", "Functional")
+    return layer["class_name"] in ("Sequential", *FUNCTIONAL)
 
 
 def _layer(layer: Mapping[str, Any], version: int, weights: Groups, called: Calls) -> Layer:
@@ -412,6 +425,8 @@ def _layer(layer: Mapping[str, Any], version: int, weights: Groups, called: Call
         )
     own = weights.of(name, str(layer["class_name"]))
     kind, config, values = modern(str(layer["class_name"]), dict(layer["config"]), own, version)
+    if called.arguments:
+        config["arguments"] = called.arguments
     return Layer(
         name=name,
         kind=kind,
@@ -436,6 +451,10 @@ def _calls(layer: Mapping[str, Any]) -> Calls:
 
     Raises UnsupportedError where a call has further tensors, such as initial states.
     """
+    if layer["class_name"] in tensor_arguments.KINDS:
+        found = list(tensor_arguments.arguments_of(layer))
+        inputs = tuple(refs for refs, _ in found)
+        return Calls(inputs, (None,) * len(inputs), tuple(named for _, named in found))
     calls: list[tuple[Ref, ...]] = []
     masks: list[Ref | None] = []
     for node in layer.get("inbound_nodes") or []:

@@ -153,62 +153,6 @@ def _upsampling(rank: int) -> Emit:
     return emit
 
 
-def _along(values: Array, rank: int, axis: int) -> Array:
-    """Return `values` of one axis so that they broadcast over tensors of `rank`."""
-    shape = [1] * rank
-    shape[axis] = -1
-    return values.reshape(shape)
-
-
-def _batch_normalisation(context: Context, layer: Layer, inputs: list[Value]) -> Value:
-    import numpy as np
-
-    build, x = context.build, inputs[0]
-    config, weights = layer.config, layer.weights
-    if config.get("mode", 0) == 1:
-        raise UnsupportedError(
-            f"layer `{layer.name}` normalises each sample (mode 1)",
-            operators=("BatchNormalization",),
-        )
-    axis = config.get("axis", -1)
-    axis = int(axis[0] if isinstance(axis, list) else axis) % x.rank
-    if config.get("mode", 0) == 2:
-        axis = x.rank - 1
-    # in float64, so that folding the four costs no accuracy
-    scale = 1 / np.sqrt(weights["variance"].astype(np.float64) + float(config.get("epsilon", 1e-3)))
-    scale = scale * weights["gamma"] if "gamma" in weights else scale
-    shift = -weights["mean"].astype(np.float64) * scale
-    shift = shift + weights["beta"] if "beta" in weights else shift
-    dtype = weights["mean"].dtype
-    factor = build.constant(_along(scale, x.rank, axis).astype(dtype))
-    term = build.constant(_along(shift, x.rank, axis).astype(dtype))
-    return Value(build.add("Add", build.add("Mul", x.name, factor), term), x.shape)
-
-
-def _layer_normalisation(context: Context, layer: Layer, inputs: list[Value]) -> Value:
-    import numpy as np
-
-    build, x = context.build, inputs[0]
-    axis = layer.config.get("axis", -1)
-    axes = [int(one) % x.rank for one in (axis if isinstance(axis, list) else [axis])]
-    if axes != [x.rank - 1]:
-        raise UnsupportedError(
-            f"layer `{layer.name}` normalises other axes than the last", operators=(layer.kind,)
-        )
-    size = next(iter(layer.weights.values())).shape if layer.weights else (x.shape[-1],)
-    scale = layer.weights.get("gamma", np.ones(size, np.float32))
-    shift = layer.weights.get("beta", np.zeros(size, np.float32))
-    name = build.add(
-        "LayerNormalization",
-        x.name,
-        build.constant(scale),
-        build.constant(shift),
-        axis=-1,
-        epsilon=float(layer.config.get("epsilon", 1e-3)),
-    )
-    return Value(name, x.shape)
-
-
 def _embedding(context: Context, layer: Layer, inputs: list[Value]) -> Value:
     build, x = context.build, inputs[0]
     table = layer.weights["table"]
@@ -262,36 +206,6 @@ def _softmax(context: Context, layer: Layer, inputs: list[Value]) -> Value:
     return Value(context.build.add("Softmax", inputs[0].name, axis=axis), inputs[0].shape)
 
 
-def _normalisation(context: Context, layer: Layer, inputs: list[Value]) -> Value:
-    import numpy as np
-
-    build, x = context.build, inputs[0]
-    mean = layer.weights.get("mean", layer.config.get("mean"))
-    variance = layer.weights.get("variance", layer.config.get("variance"))
-    if (
-        mean is None
-        or variance is None
-        or layer.config.get("axis", -1) not in (-1, [-1], x.rank - 1)
-    ):
-        raise UnsupportedError(
-            f"layer `{layer.name}` normalises in a way that is not supported",
-            operators=("Normalization",),
-        )
-    spreading = np.maximum(np.sqrt(np.asarray(variance, np.float32)), 1e-7).astype(np.float32)
-    name = build.add("Sub", x.name, build.constant(np.asarray(mean, np.float32)))
-    return Value(build.add("Div", name, build.constant(spreading)), x.shape)
-
-
-def _rescaling(context: Context, layer: Layer, inputs: list[Value]) -> Value:
-    import numpy as np
-
-    build, x = context.build, inputs[0]
-    scale = np.asarray(layer.config.get("scale", 1.0), np.float32)
-    offset = np.asarray(layer.config.get("offset", 0.0), np.float32)
-    name = build.add("Mul", x.name, build.constant(scale))
-    return Value(build.add("Add", name, build.constant(offset)), x.shape)
-
-
 EMIT: dict[str, Emit] = {
     "Dense": _dense,
     "TimeDistributedDense": _dense,
@@ -303,8 +217,6 @@ EMIT: dict[str, Emit] = {
     **{f"ZeroPadding{rank}D": _zero_padding(rank) for rank in (1, 2, 3)},
     **{f"Cropping{rank}D": _cropping(rank) for rank in (1, 2, 3)},
     **{f"UpSampling{rank}D": _upsampling(rank) for rank in (1, 2, 3)},
-    "BatchNormalization": _batch_normalisation,
-    "LayerNormalization": _layer_normalisation,
     "Embedding": _embedding,
     "LeakyReLU": _leaky,
     "ELU": _elu,
@@ -312,6 +224,4 @@ EMIT: dict[str, Emit] = {
     "PReLU": _prelu,
     "ReLU": _relu,
     "Softmax": _softmax,
-    "Normalization": _normalisation,
-    "Rescaling": _rescaling,
 }
