@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from deploykit._plugins.converters.keras import (
     activations,
     evaluation_attention,
+    evaluation_merging,
     evaluation_norms,
     evaluation_shaping,
     evaluation_space,
@@ -69,6 +70,8 @@ class Evaluator:
         self.zeroes_masked = zeroes_masked
         self.mask: Array | None = None
         """Which steps of the layer at work count; it leaves here the mask of what it gives."""
+        self.masks: list[Array | None] = []
+        """Those of each input of the merging layer at work."""
         self.states: tuple[Array, ...] = ()
         """What the layer at work gives besides its output."""
 
@@ -116,9 +119,9 @@ class Evaluator:
 
         masks = [mask for _, mask in given if mask is not None]
         self.mask = np.logical_and.reduce(masks) if masks else None
-        if layer.kind in MERGES and self.version >= 3 and masks:
-            # Keras 3: what counts in any of them, if all have a mask
-            self.mask = np.logical_or.reduce(masks) if len(masks) == len(given) else None
+        if layer.kind in MERGES:
+            self.mask = evaluation_merging.mask_of(layer, given, self.release)
+            self.masks = [mask for _, mask in given]
         self.states = ()
         found = self.compute(layer, [x for x, _ in given])
         if layer.kind not in MASK_MAKERS and layer.kind not in MASK_KEEPERS:
@@ -141,7 +144,7 @@ class Evaluator:
         return found
 
 
-MERGES = ("Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum")
+MERGES = tuple(evaluation_merging.COMPUTE)
 MASK_MAKERS = ("Masking", "Embedding")
 RECURRENT = ("LSTM", "GRU", "SimpleRNN", "Bidirectional")
 MASK_KEEPERS = (
@@ -154,6 +157,7 @@ MASK_KEEPERS = (
 
 COMPUTE: dict[str, Compute] = {
     **evaluation_space.COMPUTE,
+    **evaluation_merging.COMPUTE,
     **evaluation_norms.COMPUTE,
     **evaluation_shaping.COMPUTE,
     **evaluation_time.COMPUTE,

@@ -116,22 +116,6 @@ def _softmax(_evaluator: Evaluator, layer: Layer, inputs: list[Array]) -> Array:
     return define.softmax(inputs[0], axis[0] if isinstance(axis, list) else axis)
 
 
-def _merged(function: str) -> Compute:
-    def compute(_evaluator: Evaluator, layer: Layer, inputs: list[Array]) -> Array:
-        import numpy as np
-
-        if function == "concatenate":
-            return np.concatenate(inputs, axis=layer.config.get("axis", -1))
-        if function == "dot":
-            return np.asarray(np.sum(inputs[0] * inputs[1], axis=1, keepdims=True))
-        total = inputs[0].astype(np.float64)
-        for one in inputs[1:]:
-            total = getattr(np, function)(total, one)
-        return total / len(inputs) if layer.kind == "Average" else total
-
-    return compute
-
-
 def _reshaped(_evaluator: Evaluator, layer: Layer, inputs: list[Array]) -> Array:
     return inputs[0].reshape(len(inputs[0]), *layer.config["target_shape"])
 
@@ -177,12 +161,4 @@ COMPUTE: dict[str, Compute] = {
     "RepeatVector": _repeated,
     "Embedding": _embedded,
     "Softmax": _softmax,
-    "Add": _merged("add"),
-    "Average": _merged("add"),
-    "Subtract": _merged("subtract"),
-    "Multiply": _merged("multiply"),
-    "Maximum": _merged("maximum"),
-    "Minimum": _merged("minimum"),
-    "Concatenate": _merged("concatenate"),
-    "Dot": _merged("dot"),
 }

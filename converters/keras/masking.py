@@ -42,13 +42,13 @@ KEEPS_SINCE_3 = ("Normalization", "Rescaling")
 JOINS = ("Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum")
 """Layers whose output counts where all of their inputs do, those without a mask left out.
 
-In Keras 3 it counts where any of them does, everywhere if one has no mask (`Merge.compute_mask`).
+Since Keras 3.4 it counts where any of them does, everywhere if one has no mask (`Merge.compute_mask`).
 """
 
 READS = ("LSTM", "GRU", "SimpleRNN", "Bidirectional", "GlobalAveragePooling1D")
 """Layers that compute something else where there is a mask."""
 
-UNSUPPORTED = ("Concatenate", "Dot", "Softmax", "Network")
+UNSUPPORTED = ("Softmax", "Network")
 """Layers that do something with a mask which is not supported here."""
 
 
@@ -69,11 +69,12 @@ def follow(context: Context, layer: Layer, inputs: list[Value], output: Value) -
             hint="where no input is padded, save the model with `mask_zero=False`",
         )
     if layer.kind in JOINS:
-        if context.version >= 3 and len(masks) < len(inputs):
+        is_any = context.release >= (3, 4)
+        if is_any and len(masks) < len(inputs):
             return output
         joined = masks[0]
         for other in masks[1:]:
-            joined = context.build.add("Or" if context.version >= 3 else "And", joined, other)
+            joined = context.build.add("Or" if is_any else "And", joined, other)
         return replace(output, mask=joined)
     kept = (
         layer.kind in KEEPS
