@@ -6,6 +6,7 @@ Source: `keras/legacy/interfaces.py` and `keras/engine/topology.py`
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -84,6 +85,11 @@ def modern(
         config = {"recurrent_activation": "sigmoid", "activation": "tanh", **config}
         config["reset_after"] = kind == "GRU"
         config["cudnn"] = True
+    if kind == "SpectralNormalization" and isinstance(config.get("layer"), dict):
+        # at inference the layer within, whose kernel training has normalised already
+        inner = {k: v for k, v in weights.items() if not re.search(r"^vars/|/(vector|sn)_u", k)}
+        layer = config["layer"]
+        return modern(str(layer["class_name"]), dict(layer["config"]), inner, version)
     if kind in ("Bidirectional", "TimeDistributed") and isinstance(config.get("layer"), dict):
         return kind, *_wrapper(kind, config, weights, version)
     return kind, config, _weights(kind, config, list(weights.values()), list(weights), is_old)

@@ -15,6 +15,7 @@ from deploykit._plugins.converters.keras import (
     evaluation_attention,
     evaluation_merging,
     evaluation_norms,
+    evaluation_preparing,
     evaluation_shaping,
     evaluation_space,
     evaluation_time,
@@ -159,6 +160,7 @@ COMPUTE: dict[str, Compute] = {
     **evaluation_space.COMPUTE,
     **evaluation_merging.COMPUTE,
     **evaluation_norms.COMPUTE,
+    **evaluation_preparing.COMPUTE,
     **evaluation_shaping.COMPUTE,
     **evaluation_time.COMPUTE,
 }

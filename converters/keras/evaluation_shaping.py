@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from deploykit._plugins.converters.keras.evaluation_preparing import interpolation
 from deploykit._plugins.converters.keras.evaluation_space import numbers, space_last
 from deploykit._plugins.converters.keras.reading import Layer
 
@@ -76,6 +77,10 @@ def _upsampled(_evaluator: Evaluator, layer: Layer, inputs: list[Array]) -> Arra
     x, rank = inputs[0], int(layer.kind[-2])
     first = 2 if rank > 1 and space_last(layer) else 1
     for axis, factor in enumerate(numbers(layer.config.get("size", 2), rank), first):
+        if layer.config.get("interpolation", "nearest") == "bicubic":
+            matrix = interpolation(x.shape[axis], factor * x.shape[axis], "bicubic")
+            x = np.moveaxis(np.tensordot(matrix, x, axes=(1, axis)), 0, axis)
+            continue
         if layer.config.get("interpolation", "nearest") == "nearest":
             x = np.repeat(x, factor, axis=axis)
             continue
@@ -105,15 +110,22 @@ def _rectified(_evaluator: Evaluator, layer: Layer, inputs: list[Array]) -> Arra
     if layer.kind == "PReLU":
         return np.where(x > 0, x, layer.weights["alpha"] * x)
     if layer.kind == "ReLU":
-        found = np.where(x > 0, x, (config.get("negative_slope") or 0.0) * x)
+        bound, slope = config.get("threshold") or 0.0, config.get("negative_slope") or 0.0
+        found = np.where(x >= bound, x, slope * (x - bound))
         largest = config.get("max_value")
         return found if largest is None else np.minimum(found, largest)
     return np.where(x > 0, x, config.get("alpha", config.get("negative_slope", 0.3)) * x)
 
 
 def _softmax(_evaluator: Evaluator, layer: Layer, inputs: list[Array]) -> Array:
+    import numpy as np
+
     axis = layer.config.get("axis", -1)
-    return define.softmax(inputs[0], axis[0] if isinstance(axis, list) else axis)
+    x, axes = inputs[0], tuple(axis) if isinstance(axis, list) else (axis,)
+    if len(axes) == 1:
+        return define.softmax(x, axes[0])
+    powers = np.exp(x.astype(np.float64) - x.max(axis=axes, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=axes, keepdims=True))
 
 
 def _reshaped(_evaluator: Evaluator, layer: Layer, inputs: list[Array]) -> Array:

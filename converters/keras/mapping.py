@@ -14,6 +14,7 @@ from deploykit._plugins.converters.keras import (
     merging,
     normalisation,
     operations,
+    preprocessing,
     recurrence,
     shaping,
 )
@@ -53,6 +54,7 @@ def layers() -> dict[str, Emit]:
         **convolutions.EMIT,
         **merging.EMIT,
         **normalisation.EMIT,
+        **preprocessing.EMIT,
         **recurrence.EMIT,
         **shaping.EMIT,
         **locally.EMIT,

@@ -73,6 +73,12 @@ FUNCTIONS = {
 OPERATIONS = {"true_divide": "divide", "absolute": "abs"}
 """Operations of Keras 3 that are called otherwise here."""
 
+LAYERS = (
+    *("ReLU", "Discretization", "Hashing", "IntegerLookup", "StringLookup", "TextVectorization"),
+    *("Pipeline", "CategoryEncoding"),
+)
+"""Layers, and one activation with the settings of its layer, that do not say `trainable`."""
+
 ALIASES = {
     "perm": "axes",
     "shape": "newshape",
@@ -118,6 +124,8 @@ def is_operation(layer: Mapping[str, Any]) -> bool:
     if "module" in layer:
         return str(layer["module"] or "").startswith("keras.src.ops")
     # HDF5 files of Keras 3 leave the module out, but only layers have a policy of dtypes
+    if layer["class_name"] in LAYERS:
+        return False
     nodes = layer.get("inbound_nodes") or [None]
     return isinstance(nodes[0], dict) and "trainable" not in layer["config"]
 
