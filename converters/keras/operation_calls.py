@@ -20,6 +20,31 @@ FUNCTIONS = {
     "__operators__.getitem": "get_item",
     "cast": "cast",
     "clip_by_value": "clip",
+    "compat.v1.pad": "pad",
+    "pad": "pad",
+    "tile": "tile",
+    "where": "where",
+    "math.argmax": "argmax",
+    "math.argmin": "argmin",
+    "math.ceil": "ceil",
+    "math.cos": "cos",
+    "math.erf": "erf",
+    "math.floor": "floor",
+    "math.floormod": "mod",
+    "math.l2_normalize": "normalize",
+    "math.log1p": "log1p",
+    "math.reduce_logsumexp": "logsumexp",
+    "math.reduce_prod": "prod",
+    "math.reduce_std": "std",
+    "math.reduce_variance": "var",
+    "math.reciprocal": "reciprocal",
+    "math.sign": "sign",
+    "math.sin": "sin",
+    "nn.gelu": "gelu",
+    "nn.leaky_relu": "leaky_relu",
+    "nn.softplus": "softplus",
+    "ones_like": "ones_like",
+    "zeros_like": "zeros_like",
     "compat.v1.squeeze": "squeeze",
     "compat.v1.transpose": "transpose",
     "concat": "concatenate",
@@ -70,7 +95,13 @@ FUNCTIONS = {
 }
 """Functions of TensorFlow 2, as `TFOpLambda` has them."""
 
-OPERATIONS = {"true_divide": "divide", "absolute": "abs"}
+OPERATIONS = {
+    "true_divide": "divide",
+    "absolute": "abs",
+    "amax": "max",
+    "amin": "min",
+    "remainder": "mod",
+}
 """Operations of Keras 3 that are called otherwise here."""
 
 LAYERS = (
@@ -88,10 +119,16 @@ ALIASES = {
     "clip_value_min": "x_min",
     "clip_value_max": "x_max",
     "slice_spec": "key",
+    "paddings": "pad_width",
+    "multiples": "repeats",
+    "alpha": "negative_slope",
+    "features": "x",
 }
 IGNORED = ("name", "training", "out")
 KNOWN = (
     *("x", "x1", "x2", "y", "a", "b", "xs", "values", "axis", "axes", "keepdims", "newshape"),
+    *("approximate", "negative_slope", "order", "epsilon", "condition", "x2", "axis1", "axis2"),
+    *("repeats", "pad_width", "mode", "constant_values", "indices", "subscripts", "num_classes"),
     *("dtype", "x_min", "x_max", "key", "transpose_a", "transpose_b", "adjoint_a", "adjoint_b"),
 )
 
@@ -191,7 +228,7 @@ def _modern(value: Any, found: list[Ref]) -> Any:
         return Ellipsis
     if kind == "__tuple__":
         return [_modern(one, found) for one in value.get("items", config.get("value", []))]
-    if kind == "__numpy__" and isinstance(config, dict):
+    if kind in ("__numpy__", "__tensor__") and isinstance(config, dict):
         return config.get("value")
     raise UnsupportedError(f"an argument of a call is a {kind}", operators=(str(kind),))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from deploykit._plugins.converters.keras.convolutions import is_first
 from deploykit._plugins.converters.keras.emission import Context, Emit, Value
 from deploykit._plugins.converters.keras.reading import Layer
 
