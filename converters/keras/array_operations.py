@@ -39,6 +39,10 @@ def _axes(a: Arguments, position: int = 1) -> list[int]:
     return [int(axis)] if isinstance(axis, int) else [int(one) for one in axis]
 
 
+def _unary(operator: str) -> Emit:
+    return lambda a: a.build.add(operator, a.value().name)
+
+
 def _log1p(a: Arguments) -> str:
     return a.build.add("Log", a.build.add("Add", a.value().name, _number(a, 1.0)))
 
@@ -189,10 +193,7 @@ def _one_hot(a: Arguments) -> str:
 
 
 EMIT: dict[str, Emit] = {
-    **{
-        name: (lambda a, operator=operator: a.build.add(operator, a.value().name))
-        for name, operator in UNARY.items()
-    },
+    **{name: _unary(operator) for name, operator in UNARY.items()},
     "argmax": _furthest("ArgMax"),
     "argmin": _furthest("ArgMin"),
     "einsum": _summed,

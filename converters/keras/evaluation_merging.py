@@ -55,8 +55,9 @@ def _merged(function: str) -> Compute:
         total = parts[0]
         for one in parts[1:]:
             total = getattr(np, function)(total, one)
-        if masked and layer.kind == "Multiply" and None not in masks:
-            total = total * np.logical_or.reduce(masks)
+        known = [mask for mask in masks if mask is not None]
+        if masked and layer.kind == "Multiply" and len(known) == len(parts):
+            total = total * np.logical_or.reduce(known)
         return total / len(inputs) if layer.kind == "Average" else total
 
     return compute
