@@ -53,6 +53,9 @@ ORDERINGS = {"th": "channels_first", "tf": "channels_last"}
 GATES = {"LSTM": "ifco", "GRU": "zrh", "SimpleRNN": ""}
 """The gates of recurrent layers, in the order in which Keras 2 concatenates them."""
 
+CELLS = {"LSTMCell": "LSTM", "GRUCell": "GRU", "SimpleRNNCell": "SimpleRNN"}
+"""Cells that an RNN layer runs, and the layers that are the same."""
+
 MERGES = {
     "sum": "Add",
     "mul": "Multiply",
@@ -85,6 +88,11 @@ def modern(
         config = {"recurrent_activation": "sigmoid", "activation": "tanh", **config}
         config["reset_after"] = kind == "GRU"
         config["cudnn"] = True
+    cell = config.get("cell")
+    if kind == "RNN" and isinstance(cell, dict) and cell.get("class_name") in CELLS:
+        own = {key: value for key, value in cell["config"].items() if key not in ("name", "dtype")}
+        kind, config = CELLS[str(cell["class_name"])], {**config, **own}
+        old = kind
     if kind == "SpectralNormalization" and isinstance(config.get("layer"), dict):
         # at inference the layer within, whose kernel training has normalised already
         inner = {k: v for k, v in weights.items() if not re.search(r"^vars/|/(vector|sn)_u", k)}

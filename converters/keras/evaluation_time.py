@@ -106,8 +106,10 @@ def _bidirectional(evaluator: Evaluator, layer: Layer, inputs: list[Array]) -> A
     config = layer.config["inner_config"]
     if evaluator.zeroes_masked:
         config = {**config, "zero_output_for_mask": True}
-    both = []
-    for side in ("forward", "backward"):
+    both: list[Array] = []
+    states: tuple[Array, ...] = ()
+    half = (len(inputs) - 1) // 2
+    for side, initial in (("forward", inputs[1 : 1 + half]), ("backward", inputs[1 + half :])):
         own = {
             name.split("_", 1)[1]: value
             for name, value in layer.weights.items()
@@ -121,9 +123,14 @@ def _bidirectional(evaluator: Evaluator, layer: Layer, inputs: list[Array]) -> A
             own,
             inputs[0],
             reverse=side == "backward",
+            initial=initial,
         )
+        states += last if config.get("return_state") else ()
         both.append(outputs if config.get("return_sequences") else last[0])
     mode = layer.config.get("merge_mode", "concat")
+    evaluator.states = states if mode is not None else (both[1], *states)
+    if mode is None:
+        return both[0]
     if mode == "concat":
         return np.concatenate(both, axis=-1)
     total = both[0] * both[1] if mode == "mul" else both[0] + both[1]

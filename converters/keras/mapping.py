@@ -99,6 +99,9 @@ def emit_network(context: Context, network: Network, inputs: list[Value]) -> lis
                     found = emit_network(context, layer.inner, given)
                 elif layer.kind in recurrence.EMIT_SEVERAL:
                     made, *states = recurrence.EMIT_SEVERAL[layer.kind](context, layer, given)
+                    apart = layer.config.get("merge_mode", "concat") is None
+                    other = [masking.follow(context, layer, given, one) for one in states[:1]]
+                    states = [*other, *states[1:]] if apart else states
                     found = [masking.follow(context, layer, given, made), *states]
                 else:
                     made = known[layer.kind](context, layer, given)
@@ -121,6 +124,8 @@ def _check_count(layer: Layer, given: list[Value]) -> None:
     kinds = ("operation", *merging.EMIT, *attention.EMIT_CALLS)
     several = layer.inner is not None or layer.kind in kinds
     states = recurrence.STATES.get(layer.kind, 0)
+    if layer.kind == "Bidirectional":
+        states = 2 * recurrence.STATES.get(str(layer.config["inner_kind"]), 0)
     if len(given) not in (1, 1 + states) and not several:
         raise UnsupportedError(
             f"layer `{layer.name}` ({layer.kind}) is called with {len(given)} tensors",
