@@ -49,6 +49,18 @@ RECURRENT = {
 """Name to what ONNX's recurrent operators call it, with alpha and beta."""
 
 
+LAYERS = ("ELU", "LeakyReLU", "ReLU", "Softmax", "ThresholdedReLU")
+"""Layers without weights that may stand where an activation's name does."""
+
+
+def layer_of(value: Any) -> tuple[str, dict[str, Any]] | None:
+    """Return class and settings of a layer in the place of an activation, None for a function."""
+    if not isinstance(value, dict) or not isinstance(value.get("config"), dict):
+        return None
+    kind = str(value.get("class_name"))
+    return (kind, value["config"]) if kind in LAYERS else None
+
+
 def name_of(value: Any, layer: str, version: int) -> str:
     """Return the name of the activation that a configuration holds.
 
@@ -56,7 +68,7 @@ def name_of(value: Any, layer: str, version: int) -> str:
     """
     if isinstance(value, dict):
         inner = value.get("config")
-        value = inner if isinstance(inner, str) else str(value.get("class_name", "")).lower()
+        value = inner if isinstance(inner, str) else f"{value.get('class_name')} (a layer)"
     name = {None: "linear", "swish": "silu", "hard_swish": "hard_silu"}.get(value, str(value))
     if name == "hard_sigmoid" and version >= 3:
         return "hard_sigmoid_v3"

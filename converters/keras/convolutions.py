@@ -194,11 +194,12 @@ def _transposed(rank: int) -> Emit:
             # `conv_utils.deconv_output_length` of Keras 2: how long, and what is cut off where
             size = x.shape[2 + axis]
             if extra is not None:
-                cut = 2 * (one // 2) if config["padding"] == "same" else 0
+                # TensorFlow pads as the convolution back from that length would be padded
                 longer = spread(extra, rank)[axis]
-                begin.append(cut // 2)
-                end.append(cut // 2 - longer)
-                grown = None if size is None else (size - 1) * stride + one - cut + longer
+                cut = (2 * (one // 2) if config["padding"] == "same" else 0) - longer
+                begin.append(max(cut, 0) // 2)
+                end.append(cut - max(cut, 0) // 2)
+                grown = None if size is None else (size - 1) * stride + one - cut
             elif config["padding"] == "same":
                 cut = one - stride
                 begin.append(max(cut, 0) // 2)

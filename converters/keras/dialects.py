@@ -6,6 +6,7 @@ Source: `keras/legacy/interfaces.py` and `keras/engine/topology.py`
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +53,9 @@ ORDERINGS = {"th": "channels_first", "tf": "channels_last"}
 GATES = {"LSTM": "ifco", "GRU": "zrh", "SimpleRNN": ""}
 """The gates of recurrent layers, in the order in which Keras 2 concatenates them."""
 
+CELLS = {"LSTMCell": "LSTM", "GRUCell": "GRU", "SimpleRNNCell": "SimpleRNN"}
+"""Cells that an RNN layer runs, and the layers that are the same."""
+
 MERGES = {
     "sum": "Add",
     "mul": "Multiply",
@@ -84,6 +88,16 @@ def modern(
         config = {"recurrent_activation": "sigmoid", "activation": "tanh", **config}
         config["reset_after"] = kind == "GRU"
         config["cudnn"] = True
+    cell = config.get("cell")
+    if kind == "RNN" and isinstance(cell, dict) and cell.get("class_name") in CELLS:
+        own = {key: value for key, value in cell["config"].items() if key not in ("name", "dtype")}
+        kind, config = CELLS[str(cell["class_name"])], {**config, **own}
+        old = kind
+    if kind == "SpectralNormalization" and isinstance(config.get("layer"), dict):
+        # at inference the layer within, whose kernel training has normalised already
+        inner = {k: v for k, v in weights.items() if not re.search(r"^vars/|/(vector|sn)_u", k)}
+        layer = config["layer"]
+        return modern(str(layer["class_name"]), dict(layer["config"]), inner, version)
     if kind in ("Bidirectional", "TimeDistributed") and isinstance(config.get("layer"), dict):
         return kind, *_wrapper(kind, config, weights, version)
     return kind, config, _weights(kind, config, list(weights.values()), list(weights), is_old)
@@ -148,15 +162,36 @@ def _weights(
         values = [_old_kernel(config, one) for one in values]
     if is_old and kind == "Conv1D" and values and values[0].ndim == 4:
         values = [values[0][:, 0], *values[1:]]
+    if kind in ("RMSNormalization", "LayerScale"):
+        return dict(
+            zip(("scale" if kind == "RMSNormalization" else "gamma",), values, strict=False)
+        )
     if kind in ("LayerNormalization", "GroupNormalization"):
         order = ["gamma"] * bool(config.get("scale", True))
         order += ["beta"] * bool(config.get("center", True))
+        return dict(zip(order, values, strict=False))
+    if kind == "MultiHeadAttention":
+        return _heads(names, values)
+    if kind in ("Attention", "AdditiveAttention"):
+        order = ["scale"] * bool(config.get("use_scale", kind == "AdditiveAttention"))
+        order += ["concat"] * (config.get("score_mode") == "concat")
         return dict(zip(order, values, strict=False))
     if kind == "Normalization":
         return dict(zip(("mean", "variance", "count"), values, strict=False))
     if kind in ("Embedding", "PReLU"):
         return dict(zip(("table" if kind == "Embedding" else "alpha",), values, strict=False))
     return dict(zip(("kernel", "bias"), values, strict=False))
+
+
+def _heads(names: list[str], values: list[Array]) -> dict[str, Array]:
+    """Return the weights of a MultiHeadAttention: `query/kernel:0`, or `query_dense/vars/0`."""
+    found = {}
+    for name, value in zip(names, values, strict=True):
+        *_, role, last = name.replace("/vars/", "/").split(":")[0].split("/")
+        role = role.strip("_").removesuffix("_dense").removeprefix("attention_")
+        part = {"0": "kernel", "1": "bias"}.get(last, last)
+        found[f"{role}_{part}"] = value
+    return found
 
 
 def _old_kernel(config: Mapping[str, Any], value: Array) -> Array:

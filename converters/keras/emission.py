@@ -38,13 +38,24 @@ class Context:
     zeroes_masked: bool | None = False
     """Whether a Bidirectional gives zeros in masked steps, None where the file does not tell."""
 
+    release: tuple[int, int] = (2, 0)
+    """The first two numbers of the version of Keras that wrote the file."""
+
     def value(self, name: str, shape: tuple[int | None, ...]) -> Value:
         """Return a tensor of the graph with its shape."""
         return Value(name, shape)
 
     def activated(self, layer: Layer, x: Value, setting: str = "activation") -> Value:
         """Append the activation that `layer` ends with."""
-        name = activations.name_of(layer.config.get(setting), layer.name, self.version)
+        from deploykit._plugins.converters.keras import shaping
+
+        given = layer.config.get(setting)
+        own = activations.layer_of(given)
+        if own is not None:
+            return shaping.EMIT[own[0]](
+                self, Layer(name=layer.name, kind=own[0], config=own[1]), [x]
+            )
+        name = activations.name_of(given, layer.name, self.version)
         return Value(activations.emit(self.build, name, x.name), x.shape)
 
 

@@ -6,12 +6,15 @@ from dataclasses import replace
 from typing import Any
 
 from deploykit._plugins.converters.keras import (
+    attention,
     backends,
     convolutions,
     locally,
     masking,
     merging,
+    normalisation,
     operations,
+    preprocessing,
     recurrence,
     shaping,
 )
@@ -21,6 +24,13 @@ from deploykit._plugins.converters.keras.reading import KerasModel, Layer, Netwo
 from deploykit.errors import SourceError, UnsupportedError
 from deploykit.protocol import Dimension
 
+AUGMENTS = (
+    *("RandomFlip", "RandomRotation", "RandomZoom", "RandomTranslation", "RandomContrast"),
+    *("RandomBrightness", "RandomGrayscale", "RandomColorJitter", "RandomHue", "RandomShear"),
+    *("RandomSaturation", "RandomSharpness", "RandomPosterization", "RandomErasing"),
+    *("RandomGaussianBlur", "RandomInvert", "RandomPerspective", "RandomElasticTransform"),
+    "RandomColorDegeneration",
+)
 IDENTITY = (
     "Dropout",
     "SpatialDropout1D",
@@ -30,6 +40,9 @@ IDENTITY = (
     "GaussianDropout",
     "AlphaDropout",
     "ActivityRegularization",
+    "Identity",
+    "StochasticDepth",
+    *AUGMENTS,
 )
 """Layers that do nothing at inference."""
 
@@ -40,9 +53,12 @@ def layers() -> dict[str, Emit]:
         **dict.fromkeys(IDENTITY, _identity),
         **convolutions.EMIT,
         **merging.EMIT,
+        **normalisation.EMIT,
+        **preprocessing.EMIT,
         **recurrence.EMIT,
         **shaping.EMIT,
         **locally.EMIT,
+        **dict.fromkeys(attention.EMIT_CALLS, _uncalled),
         "Masking": masking.masked,
         "TimeDistributed": _unreachable,
     }
@@ -77,10 +93,15 @@ def emit_network(context: Context, network: Network, inputs: list[Value]) -> lis
                     found = [operations.emit(context, operation, called, given)]
                 elif layer.kind == "TimeDistributed":
                     found = [_over_time(context, layer, given)]
+                elif layer.kind in attention.EMIT_CALLS:
+                    found = attention.EMIT_CALLS[layer.kind](context, layer, node, given)
                 elif layer.inner is not None:
                     found = emit_network(context, layer.inner, given)
                 elif layer.kind in recurrence.EMIT_SEVERAL:
                     made, *states = recurrence.EMIT_SEVERAL[layer.kind](context, layer, given)
+                    apart = layer.config.get("merge_mode", "concat") is None
+                    other = [masking.follow(context, layer, given, one) for one in states[:1]]
+                    states = [*other, *states[1:]] if apart else states
                     found = [masking.follow(context, layer, given, made), *states]
                 else:
                     made = known[layer.kind](context, layer, given)
@@ -100,8 +121,11 @@ def emit_network(context: Context, network: Network, inputs: list[Value]) -> lis
 
 def _check_count(layer: Layer, given: list[Value]) -> None:
     """Raise UnsupportedError where a layer of one input gets several: initial states, for one."""
-    several = layer.inner is not None or layer.kind in ("operation", *merging.EMIT)
+    kinds = ("operation", *merging.EMIT, *attention.EMIT_CALLS)
+    several = layer.inner is not None or layer.kind in kinds
     states = recurrence.STATES.get(layer.kind, 0)
+    if layer.kind == "Bidirectional":
+        states = 2 * recurrence.STATES.get(str(layer.config["inner_kind"]), 0)
     if len(given) not in (1, 1 + states) and not several:
         raise UnsupportedError(
             f"layer `{layer.name}` ({layer.kind}) is called with {len(given)} tensors",
@@ -214,6 +238,12 @@ def _over_time(context: Context, layer: Layer, inputs: list[Value]) -> Value:
 def _unreachable(_context: Context, layer: Layer, _inputs: list[Value]) -> Value:
     raise UnsupportedError(
         f"layer `{layer.name}` repeats a TimeDistributed over time", operators=(layer.kind,)
+    )
+
+
+def _uncalled(_context: Context, layer: Layer, _inputs: list[Value]) -> Value:
+    raise UnsupportedError(
+        f"layer `{layer.name}` attends within another layer", operators=(layer.kind,)
     )
 
 

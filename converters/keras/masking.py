@@ -33,16 +33,22 @@ KEEPS = (
     "ReLU",
     "ThresholdedReLU",
     "TimeDistributed",
+    *("Identity", "UnitNormalization", "GroupNormalization"),
 )
 """Layers that hand the mask of their input on (`supports_masking` in Keras)."""
 
+KEEPS_SINCE_3 = ("Normalization", "Rescaling")
+
 JOINS = ("Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum")
-"""Layers whose output counts where all of their inputs do."""
+"""Layers whose output counts where all of their inputs do, those without a mask left out.
+
+Since Keras 3.4 it counts where any of them does, everywhere if one has no mask (`Merge.compute_mask`).
+"""
 
 READS = ("LSTM", "GRU", "SimpleRNN", "Bidirectional", "GlobalAveragePooling1D")
 """Layers that compute something else where there is a mask."""
 
-UNSUPPORTED = ("Concatenate", "Dot", "Softmax", "Network", "Attention", "MultiHeadAttention")
+UNSUPPORTED = ("Softmax", "Network")
 """Layers that do something with a mask which is not supported here."""
 
 
@@ -63,11 +69,18 @@ def follow(context: Context, layer: Layer, inputs: list[Value], output: Value) -
             hint="where no input is padded, save the model with `mask_zero=False`",
         )
     if layer.kind in JOINS:
+        is_any = context.release >= (3, 4)
+        if is_any and len(masks) < len(inputs):
+            return output
         joined = masks[0]
         for other in masks[1:]:
-            joined = context.build.add("And", joined, other)
+            joined = context.build.add("Or" if is_any else "And", joined, other)
         return replace(output, mask=joined)
-    kept = layer.kind in KEEPS or (layer.kind in READS and output.rank == 3)
+    kept = (
+        layer.kind in KEEPS
+        or (layer.kind in KEEPS_SINCE_3 and context.version >= 3)
+        or (layer.kind in READS and output.rank == 3)
+    )
     return replace(output, mask=masks[0]) if kept else output
 
 

@@ -20,6 +20,31 @@ FUNCTIONS = {
     "__operators__.getitem": "get_item",
     "cast": "cast",
     "clip_by_value": "clip",
+    "compat.v1.pad": "pad",
+    "pad": "pad",
+    "tile": "tile",
+    "where": "where",
+    "math.argmax": "argmax",
+    "math.argmin": "argmin",
+    "math.ceil": "ceil",
+    "math.cos": "cos",
+    "math.erf": "erf",
+    "math.floor": "floor",
+    "math.floormod": "mod",
+    "math.l2_normalize": "normalize",
+    "math.log1p": "log1p",
+    "math.reduce_logsumexp": "logsumexp",
+    "math.reduce_prod": "prod",
+    "math.reduce_std": "std",
+    "math.reduce_variance": "var",
+    "math.reciprocal": "reciprocal",
+    "math.sign": "sign",
+    "math.sin": "sin",
+    "nn.gelu": "gelu",
+    "nn.leaky_relu": "leaky_relu",
+    "nn.softplus": "softplus",
+    "ones_like": "ones_like",
+    "zeros_like": "zeros_like",
     "compat.v1.squeeze": "squeeze",
     "compat.v1.transpose": "transpose",
     "concat": "concatenate",
@@ -70,8 +95,20 @@ FUNCTIONS = {
 }
 """Functions of TensorFlow 2, as `TFOpLambda` has them."""
 
-OPERATIONS = {"true_divide": "divide", "absolute": "abs"}
+OPERATIONS = {
+    "true_divide": "divide",
+    "absolute": "abs",
+    "amax": "max",
+    "amin": "min",
+    "remainder": "mod",
+}
 """Operations of Keras 3 that are called otherwise here."""
+
+LAYERS = (
+    *("ReLU", "Discretization", "Hashing", "IntegerLookup", "StringLookup", "TextVectorization"),
+    *("Pipeline", "CategoryEncoding"),
+)
+"""Layers, and one activation with the settings of its layer, that do not say `trainable`."""
 
 ALIASES = {
     "perm": "axes",
@@ -82,10 +119,16 @@ ALIASES = {
     "clip_value_min": "x_min",
     "clip_value_max": "x_max",
     "slice_spec": "key",
+    "paddings": "pad_width",
+    "multiples": "repeats",
+    "alpha": "negative_slope",
+    "features": "x",
 }
 IGNORED = ("name", "training", "out")
 KNOWN = (
     *("x", "x1", "x2", "y", "a", "b", "xs", "values", "axis", "axes", "keepdims", "newshape"),
+    *("approximate", "negative_slope", "order", "epsilon", "condition", "x2", "axis1", "axis2"),
+    *("repeats", "pad_width", "mode", "constant_values", "indices", "subscripts", "num_classes"),
     *("dtype", "x_min", "x_max", "key", "transpose_a", "transpose_b", "adjoint_a", "adjoint_b"),
 )
 
@@ -118,6 +161,8 @@ def is_operation(layer: Mapping[str, Any]) -> bool:
     if "module" in layer:
         return str(layer["module"] or "").startswith("keras.src.ops")
     # HDF5 files of Keras 3 leave the module out, but only layers have a policy of dtypes
+    if layer["class_name"] in LAYERS:
+        return False
     nodes = layer.get("inbound_nodes") or [None]
     return isinstance(nodes[0], dict) and "trainable" not in layer["config"]
 
@@ -183,7 +228,7 @@ def _modern(value: Any, found: list[Ref]) -> Any:
         return Ellipsis
     if kind == "__tuple__":
         return [_modern(one, found) for one in value.get("items", config.get("value", []))]
-    if kind == "__numpy__" and isinstance(config, dict):
+    if kind in ("__numpy__", "__tensor__") and isinstance(config, dict):
         return config.get("value")
     raise UnsupportedError(f"an argument of a call is a {kind}", operators=(str(kind),))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from deploykit._plugins.converters.keras import array_values
 from deploykit._plugins.converters.keras.operation_calls import Call, Slot
 
 from deploykit import definitions as define
@@ -23,7 +24,7 @@ NUMPY = {
 BINARY = (
     *("add", "subtract", "multiply", "divide", "maximum", "minimum", "power", "matmul"),
     *("equal", "not_equal", "greater", "less", "greater_equal", "less_equal"),
-    *("logical_and", "logical_or"),
+    *("logical_and", "logical_or", "logical_xor"),
 )
 UNARY = ("abs", "exp", "log", "sqrt", "square", "negative", "tanh", "logical_not")
 
@@ -42,9 +43,15 @@ def compute(operation: str, call: Call, inputs: list[Array]) -> Array:
 
     function: Callable[..., Any] = getattr(np, NUMPY.get(operation, operation), np.asarray)
     x = get(0, "x") if operation not in ("concatenate", "stack") else None
+    if operation in array_values.COMPUTE:
+        return np.asarray(array_values.COMPUTE[operation](get, inputs, call.settings))
     if operation in BINARY:
         second = "b" if operation == "matmul" else "y"
-        return np.asarray(function(get(0, "x1"), get(1, second)))
+        parts = [get(0, "x1"), get(1, second)]
+        for at, side in enumerate("ab"):
+            if get(9, f"transpose_{side}") or get(9, f"adjoint_{side}"):
+                parts[at] = parts[at].swapaxes(-1, -2)
+        return np.asarray(function(*parts))
     if operation in UNARY:
         return np.asarray(function(x))
     if operation in ("sum", "mean", "max", "min", "any", "all"):

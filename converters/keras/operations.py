@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from deploykit._plugins.converters.keras import operation_values
+from deploykit._plugins.converters.keras import array_operations, operation_values
 from deploykit._plugins.converters.keras.emission import Context, Value
 from deploykit._plugins.converters.keras.operation_calls import Call, Slot
 
@@ -29,9 +29,9 @@ BINARY = {
     "less": "Less",
     "greater_equal": "GreaterOrEqual",
     "less_equal": "LessOrEqual",
-    "logical_and": "And",
-    "logical_or": "Or",
 }
+
+LOGICAL = {"logical_and": "And", "logical_or": "Or", "logical_xor": "Xor"}
 
 UNARY = {
     "abs": "Abs",
@@ -67,6 +67,11 @@ class Arguments:
     def __init__(self, context: Context, operation: str, call: Call, inputs: list[Value]) -> None:
         self.build = context.build
         self.operation = operation
+        self.version = context.version
+        self.settings = call.settings
+        self.dtype = inputs[0].dtype
+        # `keras.ops.gelu` says so itself; TensorFlow's is exact unless told
+        self.approximates = context.version >= 3
         self._call = call
         self._inputs = inputs
 
@@ -95,6 +100,22 @@ class Arguments:
             )
         return str(self.build.constant(value, dtype=dtype))
 
+    def tensor_like(self, position: int, name: str) -> str:
+        """Return a tensor, or a number as a constant of the dtype of the call's last tensor."""
+        value = self._call.argument(position, name)
+        if isinstance(value, Slot):
+            return self._inputs[value.index].name
+        return str(self.build.constant(value, dtype=self._inputs[-1].dtype))
+
+    def rank(self, position: int, name: str) -> int:
+        """Return how many axes a tensor has."""
+        value = self._call.argument(position, name)
+        if not isinstance(value, Slot):
+            raise UnsupportedError(
+                f"{self.operation} of something that is no tensor", operators=(self.operation,)
+            )
+        return self._inputs[value.index].rank
+
     def value(self, position: int = 0, name: str = "x") -> Value:
         """Return the tensor of an argument that must be one."""
         value = self._call.argument(position, name)
@@ -111,7 +132,25 @@ class Arguments:
             raise UnsupportedError(
                 f"{self.operation} of something that is no list", operators=(self.operation,)
             )
-        return [self._inputs[one.index].name for one in values]
+        found = [self._inputs[one.index] for one in values]
+        if len({one.dtype == "bool" for one in found}) == 1:
+            return [one.name for one in found]
+        # bools among numbers count as 0 and 1
+        number = next(one.dtype for one in found if one.dtype != "bool")
+        if number not in DTYPES:
+            raise UnsupportedError(f"{self.operation} of {number} and bools")
+        return [
+            self.build.add("Cast", one.name, to=DTYPES[number]) if one.dtype == "bool" else one.name
+            for one in found
+        ]
+
+
+def _logical(operator: str) -> Emit:
+    def emit(a: Arguments) -> str:
+        parts = [a.tensor(at, name) for at, name in ((0, "x1"), (1, "y"))]
+        return a.build.add(operator, *(a.build.add("Cast", one, to=9) for one in parts))
+
+    return emit
 
 
 def _binary(operator: str) -> Emit:
@@ -217,9 +256,13 @@ def _clip(a: Arguments) -> str:
 
 
 def _matmul(a: Arguments) -> str:
-    if any(a.plain(9, key) for key in ("transpose_a", "transpose_b", "adjoint_a", "adjoint_b")):
-        raise UnsupportedError("a matmul of something transposed", operators=("matmul",))
-    return a.build.add("MatMul", a.tensor(0, "x1"), a.tensor(1, "b"))
+    names = [a.tensor(0, "x1"), a.tensor(1, "b")]
+    for at, side in enumerate("ab"):
+        if a.plain(9, f"transpose_{side}") or a.plain(9, f"adjoint_{side}"):
+            rank = a.rank(at, ("x1", "b")[at])
+            order = [*range(rank - 2), rank - 1, rank - 2]
+            names[at] = a.build.add("Transpose", names[at], perm=order)
+    return a.build.add("MatMul", *names)
 
 
 def _item(a: Arguments) -> str:
@@ -265,7 +308,9 @@ def _item(a: Arguments) -> str:
 
 
 EMIT: dict[str, Emit] = {
+    **array_operations.EMIT,
     **{name: _binary(operator) for name, operator in BINARY.items()},
+    **{name: _logical(operator) for name, operator in LOGICAL.items()},
     **{name: _unary(operator) for name, operator in UNARY.items()},
     **{name: _reduce(operator) for name, operator in REDUCTIONS.items()},
     "cast": _cast,

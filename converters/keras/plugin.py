@@ -142,6 +142,7 @@ def _graph(
         backend=model.backend or "tensorflow",
         version=model.version,
         zeroes_masked=reading.zeroes_masked(model.written),
+        release=reading.release(model.written),
     )
     values = []
     for spec in specs:

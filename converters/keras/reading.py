@@ -12,12 +12,20 @@ import json
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deploykit._plugins.converters.keras import operation_calls
+from deploykit._plugins.converters.keras import operation_calls, tensor_arguments
 from deploykit._plugins.converters.keras.dialects import modern
+from deploykit._plugins.converters.keras.weights import (
+    LARGEST_RATIO,
+    Groups,
+    Paths,
+    layer_list,
+    snake,
+    text_of,
+)
 
 from deploykit.errors import SourceError, UnsupportedError
 from deploykit.formats.yaml_document import parse_yaml
@@ -28,8 +36,8 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 LARGEST_CONFIG = 256 << 20
-LARGEST_RATIO = 200
-"""Of a compressed member of an archive to what it says it holds; more is a bomb."""
+
+FUNCTIONAL = ("Model", "Functional")
 
 Ref = tuple[str, int, int]
 """The output `tensor` of the call number `node` of the layer `name`."""
@@ -55,6 +63,7 @@ class Calls:
 
     inputs: tuple[tuple[Ref, ...], ...] = ()
     masks: tuple[Ref | None, ...] = ()
+    arguments: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +135,12 @@ def _damaged(path: Path, error: Exception) -> SourceError:
     )
 
 
+def release(written: str) -> tuple[int, int]:
+    """Return the first two numbers of the version `written`, zeros where it has none."""
+    numbers = [int(part) for part in re.findall(r"\d+", written)[:2]]
+    return (numbers[0], numbers[1]) if len(numbers) == 2 else (numbers[0] if numbers else 0, 0)
+
+
 def zeroes_masked(written: str) -> bool | None:
     """Whether a Bidirectional of the version `written` gives zeros in steps that do not count.
 
@@ -151,10 +166,10 @@ def _hdf5(path: Path) -> KerasModel:
                 f"`{path}` holds weights and no architecture",
                 hint="name the architecture's JSON instead, with the weights beside it",
             )
-        config = _document(_text(written))
+        config = _document(text_of(written))
         group = file.get("model_weights", file)
         version, backend = _said(file.attrs, group.attrs, config)
-        return _model(path, config, version, backend, _Groups(group))
+        return _model(path, config, version, backend, Groups(group))
 
 
 def _apart(path: Path, format: str, options: Mapping[str, str]) -> KerasModel:
@@ -171,8 +186,10 @@ def _apart(path: Path, format: str, options: Mapping[str, str]) -> KerasModel:
         group = file.get("model_weights", file)
         version, backend = _said(file.attrs, group.attrs, config)
         if "layer_names" not in group.attrs:
-            return _model(path, config, "3", "tensorflow", _Paths(file, config))
-        return _model(path, config, version, backend, _Groups(group))
+            # Keras 2.13 and later can write the new kind of weights, and still is Keras 2
+            own = str(config.get("keras_version") or "3")
+            return _model(path, config, own, "tensorflow", Paths(file, config))
+        return _model(path, config, version, backend, Groups(group))
 
 
 def _weights_beside(path: Path) -> Path:
@@ -199,7 +216,7 @@ def _archive(path: Path) -> KerasModel:
         content = _member(archive, "model.weights.h5")
     version = str(metadata.get("keras_version", "3"))
     with h5py.File(io.BytesIO(content), "r") as file:
-        return _model(path, config, version, "tensorflow", _Paths(file, config))
+        return _model(path, config, version, "tensorflow", Paths(file, config))
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> bytes:
@@ -225,149 +242,28 @@ def _said(
     """Return the version of Keras and the backend that wrote the file, as far as it says."""
     version = next(
         (
-            _text(one["keras_version"])
+            text_of(one["keras_version"])
             for one in (file, group, config)
             if one.get("keras_version") is not None
         ),
         "1",
     )
     backend = next(
-        (_text(one["backend"]) for one in (file, group, config) if one.get("backend") is not None),
+        (
+            text_of(one["backend"])
+            for one in (file, group, config)
+            if one.get("backend") is not None
+        ),
         None,
     )
     return version, backend
-
-
-def _text(value: Any) -> str:
-    return value.decode("utf-8") if isinstance(value, bytes) else str(value)
-
-
-# ---- weights
-
-
-class _Groups:
-    """Weights of HDF5 files: a group per layer, whose attribute lists the names in order."""
-
-    def __init__(self, group: Any) -> None:
-        self._group = group
-        self._names = [_text(name) for name in _listed(group.attrs, "layer_names")]
-
-    def of(self, layer: str, kind: str) -> dict[str, Array]:  # noqa: ARG002
-        if layer not in self._names:
-            return {}
-        group = self._group[layer]
-        return {
-            _text(name): _array(group[_text(name)]) for name in _listed(group.attrs, "weight_names")
-        }
-
-    def nested(self, layer: str) -> _Groups:
-        """Return where the weights of a model within the model are: flat, under its own name."""
-        return _Nested(self.of(layer, ""))
-
-
-class _Nested(_Groups):
-    """The weights of a model within a model lie in one list, layer after layer."""
-
-    def __init__(self, weights: dict[str, Array]) -> None:
-        self._weights = weights
-
-    def of(self, layer: str, kind: str) -> dict[str, Array]:  # noqa: ARG002
-        # Keras 2 names a weight after its layer: `conv2d_1/kernel:0`, Keras 1 `conv2d_1_W`
-        pattern = re.compile(rf"(?:^|/){re.escape(layer)}(?:_\d+)?[/_]")
-        exact = re.compile(rf"(?:^|/){re.escape(layer)}/|^{re.escape(layer)}_[A-Za-z]")
-        own = {name: value for name, value in self._weights.items() if exact.search(name)}
-        return own or {name: value for name, value in self._weights.items() if pattern.search(name)}
-
-    def nested(self, layer: str) -> _Groups:
-        return _Nested(self.of(layer, "") or self._weights)
-
-
-class _Paths(_Groups):
-    """Weights of `.keras` archives: by class and number, `layers/conv2d_1/vars/0`."""
-
-    def __init__(self, group: Any, config: Mapping[str, Any], prefix: str = "") -> None:
-        self._file = group
-        base = next(
-            (one for one in ("layers", "_layer_checkpoint_dependencies") if prefix + one in group),
-            "layers",
-        )
-        self._base = prefix + base
-        counts: dict[str, int] = {}
-        self._places: dict[str, str] = {}
-        for layer in _layer_list(config):
-            inner = layer.get("config", {})
-            name = str(layer.get("name") or inner.get("name"))
-            snake = _snake(str(layer["class_name"]))
-            number = counts.get(snake, 0)
-            counts[snake] = number + 1
-            places = (f"{snake}_{number}" if number else snake, name)
-            self._places[name] = next(
-                (one for one in places if f"{self._base}/{one}" in group), places[0]
-            )
-        self._config = {
-            str(layer.get("name") or layer["config"].get("name")): layer
-            for layer in _layer_list(config)
-        }
-
-    def of(self, layer: str, kind: str) -> dict[str, Array]:  # noqa: ARG002
-        place = f"{self._base}/{self._places.get(layer, layer)}"
-        if place not in self._file:
-            return {}
-        return {name: _array(value) for name, value in _datasets(self._file[place])}
-
-    def nested(self, layer: str) -> _Groups:
-        place, config = f"{self._base}/{self._places.get(layer, layer)}/", self._config[layer]
-        if config["class_name"] == "TimeDistributed":
-            place, config = f"{place}layer/", config["config"]["layer"]
-        return _Paths(self._file, config, place)
-
-
-def _snake(name: str) -> str:
-    """Return a class name as Keras 3 writes it in paths (`keras/src/utils/naming.py`)."""
-    name = re.sub(r"\W+", "", name)
-    name = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", name)
-    return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
-
-
-def _datasets(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    import h5py
-
-    # forward before backward, cell before what wraps it, `10` after `9`
-    order = {"forward_layer": "0", "backward_layer": "1"}
-    for key in sorted(group, key=lambda key: (order.get(key, key), len(key), key)):
-        if isinstance(group[key], h5py.Dataset):
-            yield prefix + key, group[key]
-        elif key not in ("seed_generator", "_seed_generator"):
-            yield from _datasets(group[key], f"{prefix}{key}/")
-
-
-def _array(dataset: Any) -> Array:
-    import numpy as np
-
-    if dataset.dtype.kind not in "fiub":
-        raise ValueError(f"weights of dtype {dataset.dtype}")
-    if dataset.nbytes > dataset.file.id.get_filesize() * LARGEST_RATIO:
-        raise ValueError(f"weights of {dataset.nbytes} bytes in a smaller file")
-    return np.asarray(dataset[()])
-
-
-def _listed(attributes: Any, name: str) -> list[Any]:
-    """Return a list of names; where it is too long for one attribute it goes on in `name0`, `name1`."""
-    if name in attributes:
-        return list(attributes[name])
-    found: list[Any] = []
-    number = 0
-    while f"{name}{number}" in attributes:
-        found += list(attributes[f"{name}{number}"])
-        number += 1
-    return found
 
 
 # ---- the graph
 
 
 def _model(
-    path: Path, config: dict[str, Any], written: str, backend: str | None, weights: _Groups
+    path: Path, config: dict[str, Any], written: str, backend: str | None, weights: Groups
 ) -> KerasModel:
     version = int(written.split(".")[0])
     if version >= 2 and backend is None:
@@ -376,21 +272,10 @@ def _model(
     return KerasModel(path=path, version=version, written=written, backend=backend, network=network)
 
 
-def _layer_list(config: Mapping[str, Any]) -> list[dict[str, Any]]:
-    inner = config.get("config")
-    layers = inner.get("layers") if isinstance(inner, dict) else inner
-    if not isinstance(layers, list):
-        raise UnsupportedError(
-            f"the model is a {config.get('class_name')}, which is code and no graph of layers",
-            hint="export it as a TensorFlow SavedModel (`model.export`) and convert that",
-        )
-    return layers
-
-
-def _network(config: Mapping[str, Any], version: int, weights: _Groups) -> Network:
+def _network(config: Mapping[str, Any], version: int, weights: Groups) -> Network:
     inner = config["config"]
     name = str(inner.get("name", "model")) if isinstance(inner, dict) else "model"
-    layers = _layer_list(config)
+    layers = layer_list(config)
     if config["class_name"] == "Sequential":
         return _sequential(name, layers, version, weights)
     made = tuple(
@@ -399,16 +284,58 @@ def _network(config: Mapping[str, Any], version: int, weights: _Groups) -> Netwo
         else _layer(layer, version, weights, _calls(layer))
         for layer in layers
     )
-    return Network(
+    network = Network(
         name=name,
         layers=made,
         inputs=_refs(inner["input_layers"]),
         outputs=_refs(inner["output_layers"]),
     )
+    if version < 3:
+        return _renumbered(network)
+    # Keras 3 does so where it lists the outputs, and nowhere else (`get_tensor` in `functional.py`)
+    models = {config_name(layer) for layer in layers if layer["class_name"] in FUNCTIONAL}
+    outputs = tuple((name, node - (name in models), at) for name, node, at in network.outputs)
+    return replace(network, outputs=outputs)
+
+
+def _renumbered(network: Network) -> Network:
+    """Return `network` with the calls of models within it counted from 0.
+
+    Keras 2 counts them from 1, the making of such a model being number 0 (`kept_nodes` in
+    `Network.get_config`), unless it was made without a shape.
+    """
+    used: dict[str, int] = {}
+    masks = [mask for layer in network.layers for mask in layer.masks if mask is not None]
+    calls = [ref for layer in network.layers for call in layer.calls for ref in call]
+    for name, node, _ in (*calls, *masks, *network.outputs):
+        used[name] = max(node, used.get(name, 0))
+    late = {
+        layer.name
+        for layer in network.layers
+        if layer.inner is not None and layer.calls and used.get(layer.name) == len(layer.calls)
+    }
+
+    def moved(ref: Ref) -> Ref:
+        return (ref[0], ref[1] - 1, ref[2]) if ref[0] in late else ref
+
+    if not late:
+        return network
+    return replace(
+        network,
+        outputs=tuple(moved(ref) for ref in network.outputs),
+        layers=tuple(
+            replace(
+                layer,
+                calls=tuple(tuple(moved(ref) for ref in call) for call in layer.calls),
+                masks=tuple(None if mask is None else moved(mask) for mask in layer.masks),
+            )
+            for layer in network.layers
+        ),
+    )
 
 
 def _operation(layer: Mapping[str, Any]) -> Layer:
-    name = operation_calls.operation_of(layer, _snake(str(layer["class_name"])))
+    name = operation_calls.operation_of(layer, snake(str(layer["class_name"])))
     inputs, calls = operation_calls.calls_of(layer)
     return Layer(
         name=config_name(layer),
@@ -419,7 +346,7 @@ def _operation(layer: Mapping[str, Any]) -> Layer:
     )
 
 
-def _sequential(name: str, layers: list[dict[str, Any]], version: int, weights: _Groups) -> Network:
+def _sequential(name: str, layers: list[dict[str, Any]], version: int, weights: Groups) -> Network:
     made: list[Layer] = []
     previous: Ref | None = None
     for layer in layers:
@@ -430,8 +357,8 @@ def _sequential(name: str, layers: list[dict[str, Any]], version: int, weights: 
                     hint="rebuild it with the functional API and save it again",
                 )
             first = layer
-            while _is_model(first) and _layer_list(first):
-                first = _layer_list(first)[0]
+            while _is_model(first) and layer_list(first):
+                first = layer_list(first)[0]
             made.append(_first_input(first, str(config_name(layer)), version))
             previous = (made[0].name, 0, 0)
         calls = Calls() if previous is None else Calls(((previous,),), (None,))
@@ -475,10 +402,10 @@ def _first_input(layer: Mapping[str, Any], name: str, version: int) -> Layer:
 
 
 def _is_model(layer: Mapping[str, Any]) -> bool:
-    return layer["class_name"] in ("Sequential", "Model", "Functional")
+    return layer["class_name"] in ("Sequential", *FUNCTIONAL)
 
 
-def _layer(layer: Mapping[str, Any], version: int, weights: _Groups, called: Calls) -> Layer:
+def _layer(layer: Mapping[str, Any], version: int, weights: Groups, called: Calls) -> Layer:
     calls, masks = called.inputs, called.masks
     name = config_name(layer)
     if _is_model(layer):
@@ -498,6 +425,8 @@ def _layer(layer: Mapping[str, Any], version: int, weights: _Groups, called: Cal
         )
     own = weights.of(name, str(layer["class_name"]))
     kind, config, values = modern(str(layer["class_name"]), dict(layer["config"]), own, version)
+    if called.arguments:
+        config["arguments"] = called.arguments
     return Layer(
         name=name,
         kind=kind,
@@ -509,11 +438,12 @@ def _layer(layer: Mapping[str, Any], version: int, weights: _Groups, called: Cal
 
 
 def _refs(entries: Any) -> tuple[Ref, ...]:
+    if isinstance(entries, dict):
+        # Keras flattens a dictionary in the order of its sorted keys
+        return tuple(ref for key in sorted(entries) for ref in _refs(entries[key]))
     if entries and isinstance(entries[0], str):
         entries = [entries]  # Keras 3 writes a single one without a list around it
-    if isinstance(entries, dict):
-        entries = list(entries.values())
-    return tuple((str(name), int(node), int(tensor)) for name, node, tensor in entries)
+    return tuple((str(name), int(node), int(tensor)) for name, node, tensor, *_ in entries)
 
 
 def _calls(layer: Mapping[str, Any]) -> Calls:
@@ -521,6 +451,10 @@ def _calls(layer: Mapping[str, Any]) -> Calls:
 
     Raises UnsupportedError where a call has further tensors, such as initial states.
     """
+    if layer["class_name"] in tensor_arguments.KINDS:
+        found = list(tensor_arguments.arguments_of(layer))
+        inputs = tuple(refs for refs, _ in found)
+        return Calls(inputs, (None,) * len(inputs), tuple(named for _, named in found))
     calls: list[tuple[Ref, ...]] = []
     masks: list[Ref | None] = []
     for node in layer.get("inbound_nodes") or []:
@@ -556,8 +490,8 @@ def _tensors(value: Any) -> Iterator[Ref]:
             name, node, tensor = value["config"]["keras_history"]
             yield str(name), int(node), int(tensor)
         else:
-            for one in value.values():
-                yield from _tensors(one)
+            for key in sorted(value):
+                yield from _tensors(value[key])
     elif isinstance(value, list):
         for one in value:
             yield from _tensors(one)

@@ -148,7 +148,14 @@ def _is_mirrored(layer: Layer) -> bool:
     back = layer.config.get("backward_layer")
     if back is None:
         return True
-    one, other = layer.config["layer"], back
+    one, other = (
+        # what matters of an RNN are the settings of its cell
+        {
+            **side,
+            "config": {**side["config"], **(side["config"].get("cell") or {}).get("config", {})},
+        }
+        for side in (layer.config["layer"], back)
+    )
     keys = ("units", "activation", "recurrent_activation", "use_bias", "reset_after")
     return (
         bool(one["class_name"] == other["class_name"])
@@ -160,12 +167,23 @@ def _is_mirrored(layer: Layer) -> bool:
     )
 
 
-def _bidirectional(context: Context, layer: Layer, inputs: list[Value]) -> Value:
-    build, x = context.build, inputs[0]
+def _both_alone(context: Context, layer: Layer, inputs: list[Value]) -> Value:
+    """Emit a Bidirectional within another layer, which passes one tensor."""
+    found = _bidirectional(context, layer, inputs)
+    if len(found) > 1:
+        raise UnsupportedError(
+            f"layer `{layer.name}` gives several tensors within another layer",
+            operators=("Bidirectional",),
+        )
+    return found[0]
+
+
+def _bidirectional(context: Context, layer: Layer, inputs: list[Value]) -> list[Value]:
+    """Emit both directions: what they give, joined or apart, and the states of each if asked for."""
+    build, (x, *states) = context.build, inputs
     kind = str(layer.config["inner_kind"])
     config = layer.config["inner_config"]
-    plain = not config.get("go_backwards") and not config.get("return_state")
-    if kind not in OPERATORS or not plain or not _is_mirrored(layer):
+    if kind not in OPERATORS or config.get("go_backwards") or not _is_mirrored(layer):
         raise UnsupportedError(
             f"layer `{layer.name}`: this kind of Bidirectional is not supported",
             operators=(f"Bidirectional({kind})",),
@@ -182,8 +200,8 @@ def _bidirectional(context: Context, layer: Layer, inputs: list[Value]) -> Value
                 hint="load it in the TensorFlow that made it, and save it again with 2.2 or newer",
             )
         config = {**config, "zero_output_for_mask": context.zeroes_masked}
-    found = []
-    for side in ("forward", "backward"):
+    found, ends, half = [], [], len(states) // 2
+    for side, first in (("forward", states[:half]), ("backward", states[half:])):
         own = {
             name.removeprefix(f"{side}_"): value
             for name, value in layer.weights.items()
@@ -191,31 +209,37 @@ def _bidirectional(context: Context, layer: Layer, inputs: list[Value]) -> Value
         }
         back = side == "backward"
         outputs, last = _run(
-            context, layer, kind, config, own, over_time, reverse=back, steps=steps
+            context, layer, kind, config, own, over_time, reverse=back, steps=steps, states=first
         )
+        ends += [Value(name, (x.shape[0], own["recurrent"].shape[0])) for name in last]
         if sequences:
             found.append(build.add("Transpose", outputs, perm=[1, 0, 2]))
         else:
             found.append(last[0])
+    ends = ends if config.get("return_state") else []
     units = layer.weights["forward_recurrent"].shape[0]
     mode = layer.config.get("merge_mode", "concat")
     if mode == "concat":
         name, units = build.add("Concat", *found, axis=-1), 2 * units
     elif mode in ("sum", "mul", "ave"):
         name = build.add({"sum": "Add", "mul": "Mul", "ave": "Mean"}[mode], *found)
-    else:
+    elif mode is not None:
         raise UnsupportedError(
-            f"layer `{layer.name}` gives both directions apart, which is not supported",
+            f"layer `{layer.name}` joins both directions in a way called `{mode}`",
             operators=("Bidirectional",),
         )
     shape = (x.shape[0], x.shape[1], units) if sequences else (x.shape[0], units)
-    return Value(name, shape)
+    joined = found if mode is None else [name]
+    return [*(Value(one, shape) for one in joined), *ends]
 
 
 EMIT: dict[str, Emit] = {
     **dict.fromkeys(OPERATORS, _alone),
-    "Bidirectional": _bidirectional,
+    "Bidirectional": _both_alone,
 }
 
-EMIT_SEVERAL: dict[str, EmitSeveral] = dict.fromkeys(OPERATORS, _recurrent)
+EMIT_SEVERAL: dict[str, EmitSeveral] = {
+    **dict.fromkeys(OPERATORS, _recurrent),
+    "Bidirectional": _bidirectional,
+}
 """Layers that may give several tensors."""

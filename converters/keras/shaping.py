@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
+import string
 from typing import TYPE_CHECKING, Any
 
+from deploykit._plugins.converters.keras import preprocessing
 from deploykit._plugins.converters.keras.convolutions import is_first, spread
 from deploykit._plugins.converters.keras.emission import Context, Emit, Value
 from deploykit._plugins.converters.keras.reading import Layer
@@ -24,6 +27,26 @@ def _dense(context: Context, layer: Layer, inputs: list[Value]) -> Value:
     if "bias" in layer.weights:
         name = build.add("Add", name, build.constant(layer.weights["bias"]))
     return context.activated(layer, Value(name, (*x.shape[:-1], kernel.shape[1])))
+
+
+def _by_equation(context: Context, layer: Layer, inputs: list[Value]) -> Value:
+    """Emit an EinsumDense; the axes that `...` stands for follow from the rank of the input."""
+    build, x, kernel = context.build, inputs[0], layer.weights["kernel"]
+    equation = str(layer.config["equation"]).replace(" ", "")
+    terms = re.fullmatch(r"((?:[a-zA-Z]|\.\.\.)+),([a-zA-Z]+)->((?:[a-zA-Z]|\.\.\.)+)", equation)
+    if terms is None:
+        raise UnsupportedError(
+            f"layer `{layer.name}` has the equation `{equation}`", operators=("EinsumDense",)
+        )
+    left, right, out = terms.groups()
+    free = iter(letter for letter in string.ascii_letters if letter not in equation)
+    more = "".join(next(free) for _ in range(x.rank - len(left.replace("...", ""))))
+    left, out = left.replace("...", more), out.replace("...", more)
+    sizes = dict(zip(left, x.shape, strict=True)) | dict(zip(right, kernel.shape, strict=True))
+    name = build.add("Einsum", x.name, build.constant(kernel), equation=f"{left},{right}->{out}")
+    if "bias" in layer.weights:
+        name = build.add("Add", name, build.constant(layer.weights["bias"]))
+    return context.activated(layer, Value(name, tuple(sizes[letter] for letter in out)))
 
 
 def _activation(context: Context, layer: Layer, inputs: list[Value]) -> Value:
@@ -128,7 +151,9 @@ def _upsampling(rank: int) -> Emit:
         how = layer.config.get("interpolation", "nearest")
         space = range(1, 2) if rank == 1 else _space(layer, x)
         sizes = spread(layer.config.get("size", 2), rank)
-        if how not in ("nearest", "bilinear") or (how == "bilinear" and context.version < 2):
+        if how not in ("nearest", "bilinear", "bicubic") or (
+            how != "nearest" and context.version < 2
+        ):
             raise UnsupportedError(
                 f"layer `{layer.name}` interpolates in a way called `{how}`",
                 operators=(layer.kind,),
@@ -138,6 +163,9 @@ def _upsampling(rank: int) -> Emit:
             scales[axis] = float(factor)
             size = shape[axis]
             shape[axis] = None if size is None else size * factor
+        if how == "bicubic":
+            known = [shape[axis] or 0 for axis in space]
+            return preprocessing.resized(context, x, (space[0], space[1]), known, how)
         nearest = how == "nearest"
         name = build.add(
             "Resize",
@@ -151,62 +179,6 @@ def _upsampling(rank: int) -> Emit:
         return Value(name, tuple(shape))
 
     return emit
-
-
-def _along(values: Array, rank: int, axis: int) -> Array:
-    """Return `values` of one axis so that they broadcast over tensors of `rank`."""
-    shape = [1] * rank
-    shape[axis] = -1
-    return values.reshape(shape)
-
-
-def _batch_normalisation(context: Context, layer: Layer, inputs: list[Value]) -> Value:
-    import numpy as np
-
-    build, x = context.build, inputs[0]
-    config, weights = layer.config, layer.weights
-    if config.get("mode", 0) == 1:
-        raise UnsupportedError(
-            f"layer `{layer.name}` normalises each sample (mode 1)",
-            operators=("BatchNormalization",),
-        )
-    axis = config.get("axis", -1)
-    axis = int(axis[0] if isinstance(axis, list) else axis) % x.rank
-    if config.get("mode", 0) == 2:
-        axis = x.rank - 1
-    # in float64, so that folding the four costs no accuracy
-    scale = 1 / np.sqrt(weights["variance"].astype(np.float64) + float(config.get("epsilon", 1e-3)))
-    scale = scale * weights["gamma"] if "gamma" in weights else scale
-    shift = -weights["mean"].astype(np.float64) * scale
-    shift = shift + weights["beta"] if "beta" in weights else shift
-    dtype = weights["mean"].dtype
-    factor = build.constant(_along(scale, x.rank, axis).astype(dtype))
-    term = build.constant(_along(shift, x.rank, axis).astype(dtype))
-    return Value(build.add("Add", build.add("Mul", x.name, factor), term), x.shape)
-
-
-def _layer_normalisation(context: Context, layer: Layer, inputs: list[Value]) -> Value:
-    import numpy as np
-
-    build, x = context.build, inputs[0]
-    axis = layer.config.get("axis", -1)
-    axes = [int(one) % x.rank for one in (axis if isinstance(axis, list) else [axis])]
-    if axes != [x.rank - 1]:
-        raise UnsupportedError(
-            f"layer `{layer.name}` normalises other axes than the last", operators=(layer.kind,)
-        )
-    size = next(iter(layer.weights.values())).shape if layer.weights else (x.shape[-1],)
-    scale = layer.weights.get("gamma", np.ones(size, np.float32))
-    shift = layer.weights.get("beta", np.zeros(size, np.float32))
-    name = build.add(
-        "LayerNormalization",
-        x.name,
-        build.constant(scale),
-        build.constant(shift),
-        axis=-1,
-        epsilon=float(layer.config.get("epsilon", 1e-3)),
-    )
-    return Value(name, x.shape)
 
 
 def _embedding(context: Context, layer: Layer, inputs: list[Value]) -> Value:
@@ -247,54 +219,32 @@ def _relu(context: Context, layer: Layer, inputs: list[Value]) -> Value:
     slope = float(config.get("negative_slope") or 0)
     largest, threshold = config.get("max_value"), float(config.get("threshold") or 0)
     if threshold:
-        raise UnsupportedError(
-            f"layer `{layer.name}` has a threshold, which is not supported", operators=("ReLU",)
-        )
-    name = build.add("LeakyRelu", x.name, alpha=slope) if slope else build.add("Relu", x.name)
+        bound = build.constant(threshold)
+        below = build.add("Mul", build.add("Sub", x.name, bound), build.constant(slope))
+        above = build.add("GreaterOrEqual", x.name, bound)
+        name = build.add("Where", above, x.name, below)
+    else:
+        name = build.add("LeakyRelu", x.name, alpha=slope) if slope else build.add("Relu", x.name)
     if largest is not None:
         name = build.add("Min", name, build.constant(float(largest)))
     return Value(name, x.shape)
 
 
 def _softmax(context: Context, layer: Layer, inputs: list[Value]) -> Value:
-    axis = layer.config.get("axis", -1)
-    axis = int(axis[0] if isinstance(axis, list) and len(axis) == 1 else axis)
-    return Value(context.build.add("Softmax", inputs[0].name, axis=axis), inputs[0].shape)
-
-
-def _normalisation(context: Context, layer: Layer, inputs: list[Value]) -> Value:
-    import numpy as np
-
-    build, x = context.build, inputs[0]
-    mean = layer.weights.get("mean", layer.config.get("mean"))
-    variance = layer.weights.get("variance", layer.config.get("variance"))
-    if (
-        mean is None
-        or variance is None
-        or layer.config.get("axis", -1) not in (-1, [-1], x.rank - 1)
-    ):
-        raise UnsupportedError(
-            f"layer `{layer.name}` normalises in a way that is not supported",
-            operators=("Normalization",),
-        )
-    spreading = np.maximum(np.sqrt(np.asarray(variance, np.float32)), 1e-7).astype(np.float32)
-    name = build.add("Sub", x.name, build.constant(np.asarray(mean, np.float32)))
-    return Value(build.add("Div", name, build.constant(spreading)), x.shape)
-
-
-def _rescaling(context: Context, layer: Layer, inputs: list[Value]) -> Value:
-    import numpy as np
-
-    build, x = context.build, inputs[0]
-    scale = np.asarray(layer.config.get("scale", 1.0), np.float32)
-    offset = np.asarray(layer.config.get("offset", 0.0), np.float32)
-    name = build.add("Mul", x.name, build.constant(scale))
-    return Value(build.add("Add", name, build.constant(offset)), x.shape)
+    build, x, axis = context.build, inputs[0], layer.config.get("axis", -1)
+    axes = [int(one) for one in (axis if isinstance(axis, list) else [axis])]
+    if len(axes) == 1:
+        return Value(build.add("Softmax", x.name, axis=axes[0]), x.shape)
+    largest = build.add("ReduceMax", x.name, axes=axes, keepdims=1)
+    powers = build.add("Exp", build.add("Sub", x.name, largest))
+    total = build.add("ReduceSum", powers, build.shape_constant(axes), keepdims=1)
+    return Value(build.add("Div", powers, total), x.shape)
 
 
 EMIT: dict[str, Emit] = {
     "Dense": _dense,
     "TimeDistributedDense": _dense,
+    "EinsumDense": _by_equation,
     "Activation": _activation,
     "Flatten": _flatten,
     "Reshape": _reshape,
@@ -303,8 +253,6 @@ EMIT: dict[str, Emit] = {
     **{f"ZeroPadding{rank}D": _zero_padding(rank) for rank in (1, 2, 3)},
     **{f"Cropping{rank}D": _cropping(rank) for rank in (1, 2, 3)},
     **{f"UpSampling{rank}D": _upsampling(rank) for rank in (1, 2, 3)},
-    "BatchNormalization": _batch_normalisation,
-    "LayerNormalization": _layer_normalisation,
     "Embedding": _embedding,
     "LeakyReLU": _leaky,
     "ELU": _elu,
@@ -312,6 +260,4 @@ EMIT: dict[str, Emit] = {
     "PReLU": _prelu,
     "ReLU": _relu,
     "Softmax": _softmax,
-    "Normalization": _normalisation,
-    "Rescaling": _rescaling,
 }

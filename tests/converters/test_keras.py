@@ -457,13 +457,16 @@ def test_a_kernel_for_each_place(layer: str, order: str, tmp_path: Path) -> None
     np.testing.assert_allclose(at, place, rtol=1e-5, atol=1e-6)
 
 
-def test_functions_of_tensorflow_between_layers(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "count"), [("functions_of_tensorflow", 4), ("models_within_models", 5)]
+)
+def test_a_model_of_the_keras_within_tensorflow(name: str, count: int, tmp_path: Path) -> None:
     """Made and computed by `tf_keras`; see `fixtures/make_legacy_keras_models.py`."""
-    path = Path(__file__).parents[1] / "fixtures" / "keras" / "functions_of_tensorflow.h5"
+    path = Path(__file__).parents[1] / "fixtures" / "keras" / f"{name}.h5"
     golden = np.load(path.with_suffix(".npz"))
     assert dk.convert(path, tmp_path / "m.onnx").verified
     found = run(tmp_path / "m.onnx", {"x": golden["in_x"], "words": golden["in_words"]})
-    assert len(found) == 4
+    assert len(found) == count
     for number, value in enumerate(found):
         np.testing.assert_allclose(value, golden[f"out_{number}"], rtol=1e-4, atol=1e-5)
 

@@ -18,7 +18,8 @@ pytestmark = pytest.mark.environment
 MAKE_MODELS = Path(__file__).resolve().parent.parent / "fixtures" / "make_keras_models.py"
 NAMES = (
     *("masked_last", "masked_both_ways", "masked_values"),
-    *("every_frame", "functions", "translator"),
+    *("every_frame", "functions", "translator", "normalised", "bent", "grown"),
+    *("attentive", "joined", "within"),
 )
 
 
@@ -49,7 +50,7 @@ def test_a_model_gives_what_keras_gives(made: Path, name: str, suffix: str, tmp_
         np.testing.assert_allclose(value, golden[f"out_{number}"], rtol=1e-4, atol=1e-5)
 
 
-def test_a_layer_called_with_further_tensors_is_refused(made: Path, tmp_path: Path) -> None:
+def test_attention_along_two_axes_is_refused(made: Path, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="multi_head_attention"):
         dk.convert(made / "attended.keras", tmp_path / "out.onnx")
     assert not (tmp_path / "out.onnx").exists()
