@@ -70,7 +70,8 @@ def _flat_softmax(build: GraphBuilder, x: Value) -> Value:
 def _softmax_activation(build: GraphBuilder, node: Node, ins: list[Value]) -> list[Value]:
     if node.value("mode", "instance") == "channel":
         return [Value(build.add("Softmax", ins[0].name, axis=1), ins[0].shape)]
-    return [_flat_softmax(build, ins[0])]
+    # its documentation says that an instance is everything but the batch; it is the last axis
+    return [Value(build.add("Softmax", ins[0].name, axis=-1), ins[0].shape)]
 
 
 def _softmax(operator: str) -> Emit:

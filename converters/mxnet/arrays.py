@@ -58,13 +58,11 @@ def _cast(build: GraphBuilder, node: Node, ins: list[Value]) -> list[Value]:
     dtype = node.value("dtype", "float32")
     if dtype not in DTYPES:
         raise _refused(node, f"casts to {dtype}")
-    # the graph computes in float32; a cast to a whole number cuts off what is behind the point
-    name = ins[0].name
-    if dtype.startswith(("int", "uint")):
-        name = build.add("Cast", build.add("Cast", name, to=DTYPES[dtype]), to=1)
-    elif dtype == "float16":
+    if dtype == "float16":
         raise _refused(node, "computes in half precision")
-    return [Value(name, ins[0].shape)]
+    if dtype == ins[0].dtype:
+        return [ins[0]]
+    return [Value(build.add("Cast", ins[0].name, to=DTYPES[dtype]), ins[0].shape, dtype)]
 
 
 def _stack(build: GraphBuilder, node: Node, ins: list[Value]) -> list[Value]:
@@ -132,7 +130,7 @@ def _gathered(shape: Sizes, size: int) -> Sizes:
 
 
 EMIT: dict[str, Emit] = {
-    **dict.fromkeys(("Cast", "cast"), _cast),
+    **dict.fromkeys(("Cast", "cast", "amp_cast"), _cast),
     **dict.fromkeys(("slice", "crop"), _slice),
     "LayerNorm": _layer_norm,
     "_contrib_div_sqrt_dim": _scaled,

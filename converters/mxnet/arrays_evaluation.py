@@ -66,7 +66,7 @@ def _hard_sigmoid(node: Node, ins: list[Array]) -> Array:
 
 
 COMPUTE: dict[str, Compute] = {
-    **dict.fromkeys(("Cast", "cast"), _cast),
+    **dict.fromkeys(("Cast", "cast", "amp_cast"), _cast),
     **dict.fromkeys(("slice", "crop"), _slice),
     "LayerNorm": _layer_norm,
     "_contrib_div_sqrt_dim": lambda _node, ins: ins[0] / math.sqrt(ins[0].shape[-1]),

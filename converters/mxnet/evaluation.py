@@ -96,14 +96,21 @@ def _pooling(node: Node, ins: list[Array]) -> Array:
     kernel = list(node.value("kernel", (1,)))
     strides = _tuple(node, "stride", len(kernel), 1)
     pads = _tuple(node, "pad", len(kernel), 0)
+    is_old = node.op == "Pooling_v1"
+    if is_old:  # its padding is zeros, of which the largest may be one
+        x, pads = define.pad(x, [(p, p) for p in pads]), [0] * len(kernel)
     full = node.value("pooling_convention", "valid") == "full"
     edges = []
     for size, k, s, p in zip(x.shape[2:], kernel, strides, pads, strict=True):
         places = (size + 2 * p - k) / s
         count = 1 + (math.ceil(places) if full else math.floor(places))
+        if is_old and full:
+            count = min(count, (size - 1) // s + 1)
         edges.append((p, max(p, (count - 1) * s + k - size - p)))
     if not mean:
         return define.max_pool(x, kernel, strides=strides, pads=edges)
+    if is_old:  # and all of a window counts, also what lies beyond
+        return define.average_pool(x, kernel, strides=strides, pads=edges, counted=edges)
     counted = [(p, p) if node.value("count_include_pad", True) else (0, 0) for p in pads]
     return define.average_pool(x, kernel, strides=strides, pads=edges, counted=counted)
 
@@ -159,10 +166,9 @@ def _softmax_head(node: Node, ins: list[Array]) -> Array:
 
 
 def _softmax_activation(node: Node, ins: list[Array]) -> Array:
-    x = ins[0]
-    if node.value("mode", "instance") == "channel":
-        return define.softmax(x, axis=1)
-    return define.softmax(x.reshape(len(x), -1)).reshape(x.shape)
+    """Its documentation says that an instance is everything but the batch; it is the last axis."""
+    is_channel = node.value("mode", "instance") == "channel"
+    return define.softmax(ins[0], axis=1 if is_channel else -1)
 
 
 def _softmax(node: Node, ins: list[Array]) -> Array:
@@ -212,7 +218,8 @@ def _reduction(node: Node, ins: list[Array]) -> Array:
     if node.value("exclude", False):
         axes = set(range(x.ndim)) - axes
     function = getattr(np, node.op.removesuffix("_axis"))
-    return np.asarray(function(x, axis=tuple(axes), keepdims=node.value("keepdims", False)))
+    found = np.asarray(function(x, axis=tuple(axes), keepdims=node.value("keepdims", False)))
+    return found.reshape(found.shape or (1,))  # MXNet has no arrays without axes
 
 
 def _binary(name: str) -> Compute:
@@ -387,7 +394,7 @@ COMPUTE: dict[str, Compute] = {
     "squeeze": _squeeze,
     "slice_axis": _slice_axis,
     "clip": lambda node, ins: ins[0].clip(node.value("a_min", 0.0), node.value("a_max", 0.0)),
-    "Embedding": lambda _node, ins: ins[1][ins[0].astype("int64")],
+    "Embedding": lambda _node, ins: ins[1][ins[0].astype("int64").clip(0, len(ins[1]) - 1)],
     "LRN": _lrn,
     "UpSampling": _upsampling,
     **dict.fromkeys(("Pad", "pad"), _pad),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 
 from deploykit._plugins.converters.mxnet import activations, arrays, attention, shaping, spatial
-from deploykit._plugins.converters.mxnet.emission import Emit, Value, broadcast
+from deploykit._plugins.converters.mxnet.dtypes import typed
+from deploykit._plugins.converters.mxnet.emission import Emit, Value, as_line, broadcast
 from deploykit._plugins.converters.mxnet.network import (
     Network,
     data_inputs,
@@ -98,7 +100,8 @@ def emit(build: GraphBuilder, model: Network, inputs: list[TensorSpec]) -> list[
         if node.name in specs:
             spec = specs[node.name]
             sizes = tuple(s if isinstance(s, int) else None for s in spec.shape or ())
-            values[number, 0] = Value(build.input(spec.name, spec.dtype, spec.shape or ()), sizes)
+            name = build.input(spec.name, spec.dtype, spec.shape or ())
+            values[number, 0] = Value(name, sizes, spec.dtype)
     weights: dict[int, Value] = {}
 
     def value(ref: tuple[int, int]) -> Value:
@@ -108,30 +111,49 @@ def emit(build: GraphBuilder, model: Network, inputs: list[TensorSpec]) -> list[
         if number not in weights:
             array = model.weights[model.symbol.nodes[number].name]
             weights[number] = Value(
-                build.constant(array, model.symbol.nodes[number].name), array.shape
+                build.constant(array, model.symbol.nodes[number].name),
+                array.shape,
+                str(array.dtype),
+                array,
             )
         return weights[number]
 
     counts: dict[int, int] = {}
     emits = operators()
     for number, node in model.walk():
+        _refuse_unmade(model, data_inputs(node), counts)
         given = [value(ref) for ref in data_inputs(node)]
         given += _unlisted(build, model, node, len(given))
         with build.layer(node.name):
-            found = emits[node.op](build, node, given)
+            found = typed(node, given, emits[node.op](build, node, given))
         counts[number] = len(found)
         values |= {(number, at): one for at, one in enumerate(found)}
     outputs = []
     batch = inputs[0].shape[0] if inputs[0].shape else None
+    _refuse_unmade(model, model.symbol.heads, counts)
     for head in model.symbol.heads:
         name = output_name(model.symbol, head, counts.get(head[0], 1))
         one = value(head)
         shape: tuple[Dimension, ...] = tuple(
             batch if at == 0 and size is None else size for at, size in enumerate(one.shape)
         )
-        build.output(name, one.name, "float32", shape)
-        outputs.append(TensorSpec(name=name, dtype="float32", shape=shape))
+        build.output(name, one.name, one.dtype, shape)
+        outputs.append(TensorSpec(name=name, dtype=one.dtype, shape=shape))
     return outputs
+
+
+def _refuse_unmade(
+    model: Network, wanted: Iterable[tuple[int, int]], counts: Mapping[int, int]
+) -> None:
+    """Refuse a second output (the mask of a dropout, a batch's statistics) that nothing makes."""
+    for number, at in wanted:
+        if at >= counts.get(number, at + 1):
+            node = model.symbol.nodes[number]
+            raise UnsupportedError(
+                f"output {at} of node `{node.name}` ({node.op}), which only training needs",
+                operators=(f"{node.op}({at})",),
+                hint="leave it out: `sym[0]`, and export it again",
+            )
 
 
 def _unlisted(build: GraphBuilder, model: Network, node: Node, given: int) -> list[Value]:
@@ -180,7 +202,7 @@ def _binary(operator: str) -> Emit:
 
 def _scalar(operator: str, left: bool) -> Emit:
     def emit_one(build: GraphBuilder, node: Node, ins: list[Value]) -> list[Value]:
-        number = build.constant(node.value("scalar", 1.0))
+        number = build.constant(node.value("scalar", 1.0), dtype=ins[0].dtype)
         pair = (number, ins[0].name) if left else (ins[0].name, number)
         return [Value(build.add(operator, *pair), ins[0].shape)]
 
@@ -224,7 +246,7 @@ def _reduction(operator: str) -> Emit:
         shape = tuple(
             1 if at in axes else size for at, size in enumerate(x.shape) if keep or at not in axes
         )
-        return [Value(name, shape)]
+        return [as_line(build, Value(name, shape))]
 
     return emit_one
 
@@ -244,6 +266,8 @@ def _clip(build: GraphBuilder, node: Node, ins: list[Value]) -> list[Value]:
 
 def _embedding(build: GraphBuilder, _node: Node, ins: list[Value]) -> list[Value]:
     index = build.add("Cast", ins[0].name, to=7)  # int64: MXNet feeds indices as floats
+    bounds = (build.constant(one, dtype="int64") for one in (0, (ins[1].shape[0] or 1) - 1))
+    index = build.add("Clip", index, *bounds)  # what is outside is the first or the last row
     name = build.add("Gather", ins[1].name, index, axis=0)
     return [Value(name, (*ins[0].shape, ins[1].shape[1]))]
 

@@ -31,6 +31,17 @@ LOSSES = (
 )
 """Heads with a label: their first input is the prediction, and the label does not change it."""
 
+OUTPUT_NAMES = {
+    "make_loss": ("loss",),
+    "RNN": ("output", "state_output", "statecell_output"),
+    "LeakyReLU": ("output", "mask"),
+    "BatchNorm": ("output", "mean", "var"),
+    "LayerNorm": ("output", "mean", "std"),
+}
+"""What MXNet calls the outputs of an operator, where it is not `output` with a number."""
+
+NUMBERED = ("SliceChannel", "split", "_split_v2")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
@@ -105,4 +116,7 @@ def output_name(symbol: Symbol, head: tuple[int, int], outputs: int) -> str:
     node = symbol.nodes[head[0]]
     if node.op == "null":
         return str(node.name)
-    return f"{node.name}_output{head[1] if outputs > 1 else ''}"
+    if node.op in OUTPUT_NAMES:
+        return f"{node.name}_{OUTPUT_NAMES[node.op][head[1]]}"
+    is_numbered = outputs > 1 or node.op in NUMBERED
+    return f"{node.name}_output{head[1] if is_numbered else ''}"

@@ -144,6 +144,39 @@ def _pooling(build: GraphBuilder, node: Node, ins: list[Value]) -> list[Value]:
     return [Value(name, (*x.shape[:2], *sizes))]
 
 
+def _old_pooling(build: GraphBuilder, node: Node, ins: list[Value]) -> list[Value]:
+    """Pooling of before 0.9: its padding is zeros, of which the largest may be one."""
+    x, kind = ins[0], node.value("pool_type", "max")
+    pads = node.value("pad", ())
+    if node.value("global_pool", False):
+        return _pooling(build, node, ins)
+    if kind not in ("max", "avg") or None in x.shape[2:]:
+        raise UnsupportedError(
+            f"node `{node.name}` pools by {kind}, or over a size that is not fixed",
+            operators=(f"Pooling_v1({kind})",),
+            hint="give the sizes of the inputs: `--input 'NAME:float32[...]'`",
+        )
+    inner, kernel = x.name, list(node.value("kernel", (1,)))
+    strides, pads = _per_axis(node.value("stride", ()), len(kernel), 1), list(pads)
+    pads = pads or [0] * len(kernel)
+    if any(pads):
+        inner = build.add("Pad", x.name, build.shape_constant([0, 0, *pads, 0, 0, *pads]))
+    counts, over = [], []
+    for size, k, s, p in zip(x.shape[2:], kernel, strides, pads, strict=True):
+        whole = (size or 0) + 2 * p
+        count = (whole - k) // s + 1
+        if node.value("pooling_convention", "valid") == "full":
+            count = min(-(-(whole - k) // s) + 1, (whole - 1) // s + 1)
+        counts.append(count)
+        over.append(max((count - 1) * s + k - whole, 0))
+    common = {"kernel_shape": kernel, "strides": strides, "pads": [0] * len(kernel) + over}
+    if kind == "max":
+        name = build.add("MaxPool", inner, **common)
+    else:
+        name = build.add("AveragePool", inner, count_include_pad=1, **common)
+    return [Value(name, (*x.shape[:2], *counts))]
+
+
 def _lrn(build: GraphBuilder, node: Node, ins: list[Value]) -> list[Value]:
     name = build.add(
         "LRN",
@@ -225,7 +258,8 @@ EMIT: dict[str, Emit] = {
     **dict.fromkeys(("Convolution", "Convolution_v1"), _convolution),
     "Deconvolution": _deconvolution,
     **dict.fromkeys(("BatchNorm", "BatchNorm_v1"), _batch_norm),
-    **dict.fromkeys(("Pooling", "Pooling_v1"), _pooling),
+    "Pooling": _pooling,
+    "Pooling_v1": _old_pooling,
     "LRN": _lrn,
     "UpSampling": _upsampling,
     **dict.fromkeys(("Pad", "pad"), _pad),

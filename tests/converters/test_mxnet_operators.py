@@ -1,0 +1,324 @@
+"""MXNet's operators over their options, against what MXNet 1.9.1 computed.
+
+The archive is made by `tests/fixtures/make_mxnet_models.py` with MXNet itself.
+"""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from deploykit._plugins.converters.mxnet import plugin
+
+from deploykit.errors import UnsupportedError
+from deploykit.protocol import ConvertRequest, ReferenceRequest, Source, TensorSpec
+
+ARCHIVE = Path(__file__).resolve().parent.parent / "fixtures" / "mxnet_operators.tar.xz"
+with tarfile.open(ARCHIVE) as _archive:
+    FILES = {
+        entry.name: file.read()
+        for entry in _archive
+        if (file := _archive.extractfile(entry)) is not None
+    }
+NAMES = sorted(name.removesuffix("-symbol.json") for name in FILES if name.endswith("-symbol.json"))
+REFUSED = (
+    "adaptive_1",
+    "adaptive_2x4",
+    "adaptive_3",
+    "adaptive_8x7",
+    "adaptive_default",
+    "arange",
+    "arange_like",
+    "arange_like_all",
+    "arange_step",
+    "arccosh",
+    "argmax_all",
+    "argmax_axis",
+    "argmax_channel",
+    "argmax_keep",
+    "argmax_ties",
+    "argmin_all",
+    "argmin_axis",
+    "argmin_keep",
+    "argmin_ties",
+    "argsort",
+    "argsort_down",
+    "batch_take",
+    "bn_last",
+    "bn_last_negative",
+    "broadcast_axes",
+    "broadcast_axis",
+    "broadcast_hypot",
+    "broadcast_like",
+    "broadcast_like_axes",
+    "broadcast_logical_and",
+    "broadcast_logical_or",
+    "broadcast_logical_xor",
+    "broadcast_mod",
+    "broadcast_mod_negative",
+    "broadcast_mod_signed",
+    "cast_bool",
+    "cast_float16",
+    "cell_GRUCell",
+    "cell_LSTMCell",
+    "cell_RNNCell",
+    "crop",
+    "crop_center",
+    "crop_like",
+    "crop_like_center",
+    "cross_entropy",
+    "cumsum",
+    "deconv_target_14",
+    "deconv_target_15",
+    "detect",
+    "detect_options",
+    "diag",
+    "dot_line",
+    "dot_many",
+    "dot_matrix_line",
+    "flip",
+    "full",
+    "fused_gru",
+    "fused_lstm",
+    "gather_nd",
+    "gemm2",
+    "group",
+    "group_default",
+    "group_eps",
+    "int_division",
+    "int_mean",
+    "int_scalar_division",
+    "last",
+    "last_axis",
+    "last_none",
+    "layer_axis",
+    "leaky_rrelu",
+    "mask",
+    "mask_axis",
+    "mask_none",
+    "mask_value",
+    "moments",
+    "nanprod_all",
+    "nanprod_axis",
+    "nanprod_exclude",
+    "nanprod_exclude_keep",
+    "nanprod_keep",
+    "nansum_all",
+    "nansum_axis",
+    "nansum_exclude",
+    "nansum_exclude_keep",
+    "nansum_keep",
+    "norm_all",
+    "norm_axis",
+    "norm_keep",
+    "norm_one",
+    "one_hot",
+    "one_hot_values",
+    "pick",
+    "pick_axis",
+    "pick_keep",
+    "pool_3d_avg",
+    "pool_3d_max",
+    "pool_avg_full_11_False",
+    "pool_avg_full_11_None",
+    "pool_avg_full_11_True",
+    "pool_lp_default",
+    "pool_lp_full_00_None",
+    "pool_lp_full_10_None",
+    "pool_lp_full_11_None",
+    "pool_lp_global",
+    "pool_lp_valid_00_None",
+    "pool_lp_valid_10_None",
+    "pool_lp_valid_11_None",
+    "pool_max_full_11_None",
+    "pool_nhwc_avg",
+    "pool_nhwc_global_avg",
+    "pool_nhwc_global_max",
+    "pool_nhwc_max",
+    "pool_outside_avg",
+    "pool_outside_max",
+    "pool_sum_default",
+    "pool_sum_full_00_None",
+    "pool_sum_full_10_None",
+    "pool_sum_full_11_None",
+    "pool_sum_global",
+    "pool_sum_valid_00_None",
+    "pool_sum_valid_10_None",
+    "pool_sum_valid_11_None",
+    "prior",
+    "prior_options",
+    "prior_sizes",
+    "quadratic",
+    "repeat",
+    "repeat_axis",
+    "reshape_like",
+    "reshape_old",
+    "reshape_reverse",
+    "reshape_reverse_copy",
+    "reshape_reverse_merge",
+    "reshape_reverse_more",
+    "resize_16",
+    "resize_5",
+    "resize_9",
+    "resize_like",
+    "resize_odd",
+    "resize_pixel",
+    "resize_scale",
+    "reverse",
+    "rnn_gru_1",
+    "rnn_gru_1_states",
+    "rnn_gru_2",
+    "rnn_gru_2_both",
+    "rnn_gru_2_both_states",
+    "rnn_gru_2_states",
+    "rnn_lstm_1",
+    "rnn_lstm_1_states",
+    "rnn_lstm_2",
+    "rnn_lstm_2_both",
+    "rnn_lstm_2_both_states",
+    "rnn_lstm_2_states",
+    "rnn_rnn_relu_1",
+    "rnn_rnn_relu_1_states",
+    "rnn_rnn_relu_2",
+    "rnn_rnn_relu_2_both",
+    "rnn_rnn_relu_2_both_states",
+    "rnn_rnn_relu_2_states",
+    "rnn_rnn_tanh_1",
+    "rnn_rnn_tanh_1_states",
+    "rnn_rnn_tanh_2",
+    "rnn_rnn_tanh_2_both",
+    "rnn_rnn_tanh_2_both_states",
+    "rnn_rnn_tanh_2_states",
+    "roi",
+    "roi_align",
+    "roi_half",
+    "rrelu_bounds",
+    "scalar_hypot",
+    "scalar_logical_and",
+    "scalar_mod",
+    "scalar_mod_signed",
+    "scalar_rmod",
+    "scalar_rmod_signed",
+    "signed_arctan",
+    "signed_cbrt",
+    "signed_fix",
+    "signed_logical_not",
+    "signed_rint",
+    "signed_round",
+    "signed_trunc",
+    "slice_back",
+    "slice_back_all",
+    "slice_like",
+    "slice_like_axes",
+    "smooth_l1",
+    "smooth_l1_scalar",
+    "softmax_length",
+    "softmax_length_axis",
+    "softmin",
+    "softmin_axis",
+    "softmin_temperature",
+    "sort",
+    "sort_down",
+    "split_v2",
+    "split_v2_sections",
+    "sync_bn",
+    "take_axis_wrap",
+    "take_wrap",
+    "tile_more",
+    "topk_all",
+    "topk_ascending",
+    "topk_both",
+    "topk_default",
+    "topk_indices",
+    "topk_mask",
+    "topk_value",
+    "turned",
+    "turned_none",
+    "two_hypot",
+    "two_mod",
+    "unary_arccos",
+    "unary_arcsin",
+    "unary_arcsinh",
+    "unary_arctan",
+    "unary_arctanh",
+    "unary_cbrt",
+    "unary_cosh",
+    "unary_degrees",
+    "unary_erfinv",
+    "unary_expm1",
+    "unary_fix",
+    "unary_gamma",
+    "unary_gammaln",
+    "unary_log10",
+    "unary_log1p",
+    "unary_log2",
+    "unary_logical_not",
+    "unary_ones_like",
+    "unary_radians",
+    "unary_rcbrt",
+    "unary_rint",
+    "unary_round",
+    "unary_shape_array",
+    "unary_sinh",
+    "unary_size_array",
+    "unary_tan",
+    "unary_trunc",
+    "unary_zeros_like",
+    "up_bilinear_2",
+    "up_bilinear_3",
+    "up_several",
+    "up_summed",
+    "zeros",
+)
+"""Cases that have no ONNX form, or none that we write."""
+
+
+def arrays(name: str, side: str) -> dict[str, Any]:
+    start = f"{name}.{side}_"
+    return {
+        one.removeprefix(start).removesuffix(".npy"): np.load(io.BytesIO(data))
+        for one, data in FILES.items()
+        if one.startswith(start)
+    }
+
+
+def check(found: Any, wanted: Any, what: str) -> None:
+    assert found.shape == wanted.shape, what
+    assert found.dtype == wanted.dtype, what
+    finite = np.abs(wanted[np.isfinite(wanted)]) if wanted.dtype.kind == "f" else np.abs(wanted)
+    scale = max(1.0, float(finite.max(initial=0)))
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5 * scale, err_msg=what)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("name", NAMES)
+def test_an_operator_gives_what_mxnet_gives(name: str, tmp_path: Path) -> None:
+    for file in (f"{name}-symbol.json", f"{name}-0000.params"):
+        (tmp_path / file).write_bytes(FILES[file])
+    inputs, wanted = arrays(name, "in"), arrays(name, "out")
+    specs = tuple(
+        TensorSpec(name=key, dtype=str(value.dtype), shape=value.shape)
+        for key, value in inputs.items()
+    )
+    path = tmp_path / f"{name}-symbol.json"
+    source = Source(location=str(path), format="mxnet/symbol", inputs=specs)
+    request = ConvertRequest(source=source, output=str(tmp_path / "m.onnx"))
+    if name in REFUSED:
+        with pytest.raises(UnsupportedError):
+            plugin.convert(request)
+        return
+    signature = plugin.convert(request).signature
+    exact = plugin.reference(ReferenceRequest(source=source)).run(inputs)
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+    outputs = [value.name for value in session.get_outputs()]
+    found = dict(zip(outputs, session.run(outputs, inputs), strict=True))
+    assert set(found) == set(exact) == set(wanted)
+    for spec in signature.outputs:
+        assert spec.shape == wanted[spec.name].shape
+        check(exact[spec.name], wanted[spec.name], "our definition")
+        check(found[spec.name], wanted[spec.name], "ONNX Runtime")
