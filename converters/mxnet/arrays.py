@@ -38,15 +38,21 @@ def _slice(build: GraphBuilder, node: Node, ins: list[Value]) -> list[Value]:
     x = ins[0]
     begins, ends = list(node.value("begin", None) or ()), list(node.value("end", None) or ())
     steps = [one or 1 for one in node.value("step", None) or ()] or [1] * len(begins)
-    if any(step < 0 for step in steps) or len({len(begins), len(ends), len(steps)}) != 1:
-        raise _refused(node, "slices backwards, or names different numbers of axes")
+    if len({len(begins), len(ends), len(steps)}) != 1:
+        raise _refused(node, "names different numbers of axes")
     shape: list[int | None] = list(x.shape)
     for axis, (begin, end, step) in enumerate(zip(begins, ends, steps, strict=True)):
         size = shape[axis]
         shape[axis] = None if size is None else len(range(size)[begin:end:step])
     limits = (
-        [one or 0 for one in begins],
-        [2**31 - 1 if one is None else one for one in ends],
+        [
+            (0 if step > 0 else 2**31 - 1) if one is None else one
+            for one, step in zip(begins, steps, strict=True)
+        ],
+        [
+            (2**31 - 1 if step > 0 else -(2**31)) if one is None else one
+            for one, step in zip(ends, steps, strict=True)
+        ],
         list(range(len(begins))),
         steps,
     )
@@ -76,7 +82,9 @@ def _stack(build: GraphBuilder, node: Node, ins: list[Value]) -> list[Value]:
 def _tile(build: GraphBuilder, node: Node, ins: list[Value]) -> list[Value]:
     x, reps = ins[0], list(node.value("reps", ()))
     if len(reps) > x.rank:
-        raise _refused(node, "repeats along more axes than there are")
+        more = len(reps) - x.rank
+        front = build.add("Unsqueeze", x.name, build.shape_constant(list(range(more))))
+        x = Value(front, (*[1] * more, *x.shape))
     reps = [1] * (x.rank - len(reps)) + reps
     shape = tuple(None if s is None else s * r for s, r in zip(x.shape, reps, strict=True))
     return [Value(build.add("Tile", x.name, build.shape_constant(reps)), shape)]

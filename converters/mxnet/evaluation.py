@@ -9,7 +9,14 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from deploykit._plugins.converters.mxnet import arrays_evaluation, attention_evaluation
+from deploykit._plugins.converters.mxnet import (
+    arrays_evaluation,
+    attention_evaluation,
+    choosing_evaluation,
+    creation_evaluation,
+    elementwise_evaluation,
+    recurrent_evaluation,
+)
 from deploykit._plugins.converters.mxnet.network import Network, data_inputs, output_name
 from deploykit._plugins.converters.mxnet.reading import Node
 
@@ -186,8 +193,22 @@ def _split(node: Node, ins: list[Array]) -> list[Array]:
     return [one.squeeze(axis) if node.value("squeeze_axis", False) else one for one in parts]
 
 
+def _split_at(node: Node, ins: list[Array]) -> list[Array]:
+    import numpy as np
+
+    axis, count = node.value("axis", 1), node.value("sections", 0)
+    parts = np.split(ins[0], count or node.value("indices", ())[1:], axis=axis)
+    return [one.squeeze(axis) if node.value("squeeze_axis", False) else one for one in parts]
+
+
 def _reshape(node: Node, ins: list[Array]) -> Array:
     x, codes, sizes, left = ins[0], list(node.value("shape", ())), [], list(ins[0].shape)
+    if not codes:  # the form of before 0.9, in which a zero is inferred
+        old = [size or -1 for size in node.value("target_shape", ())]
+        return x.reshape([len(x), *old[1:]] if node.value("keep_highest", False) else old)
+    from_behind = node.value("reverse", False)
+    if from_behind:
+        codes, left = codes[::-1], left[::-1]
     while codes:
         code = codes.pop(0)
         if code == 0:
@@ -207,7 +228,7 @@ def _reshape(node: Node, ins: list[Array]) -> Array:
             sizes.append(code)
             if left:
                 left.pop(0)
-    return x.reshape(sizes)
+    return x.reshape(sizes[::-1] if from_behind else sizes)
 
 
 def _reduction(node: Node, ins: list[Array]) -> Array:
@@ -342,6 +363,10 @@ def _lrn(node: Node, ins: list[Array]) -> Array:
 BINARIES = {"add": "add", "sub": "subtract", "mul": "multiply", "div": "divide"}
 COMPUTE: dict[str, Compute] = {
     **arrays_evaluation.COMPUTE,
+    **recurrent_evaluation.COMPUTE,
+    **choosing_evaluation.COMPUTE,
+    **creation_evaluation.COMPUTE,
+    **elementwise_evaluation.COMPUTE,
     **{f"elemwise_{op}": _binary(name) for op, name in BINARIES.items()},
     **{f"broadcast_{op}": _binary(name) for op, name in BINARIES.items()},
     **dict.fromkeys(("_plus", "_Plus", "broadcast_plus"), _binary("add")),
@@ -385,6 +410,7 @@ COMPUTE: dict[str, Compute] = {
     **dict.fromkeys(("SliceChannel", "split"), _split),
     **dict.fromkeys(("Flatten", "flatten"), lambda _node, ins: ins[0].reshape(len(ins[0]), -1)),
     **dict.fromkeys(("Reshape", "reshape"), _reshape),
+    "_split_v2": _split_at,
     "transpose": _transpose,
     **dict.fromkeys(
         ("SwapAxis", "swapaxes"),

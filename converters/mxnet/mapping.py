@@ -5,7 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 
-from deploykit._plugins.converters.mxnet import activations, arrays, attention, shaping, spatial
+from deploykit._plugins.converters.mxnet import (
+    activations,
+    arrays,
+    attention,
+    choosing,
+    creation,
+    elementwise,
+    recurrent,
+    shaping,
+    spatial,
+)
 from deploykit._plugins.converters.mxnet.dtypes import typed
 from deploykit._plugins.converters.mxnet.emission import Emit, Value, as_line, broadcast
 from deploykit._plugins.converters.mxnet.network import (
@@ -285,6 +295,10 @@ _OPERATORS: dict[str, Emit] = {
     **spatial.EMIT,
     **activations.EMIT,
     **shaping.EMIT,
+    **recurrent.EMIT,
+    **choosing.EMIT,
+    **creation.EMIT,
+    **elementwise.EMIT,
     **arrays.EMIT,
     **attention.OPERATORS,
     **{op: _unary(name) for op, name in UNARY.items()},

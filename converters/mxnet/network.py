@@ -40,7 +40,7 @@ OUTPUT_NAMES = {
 }
 """What MXNet calls the outputs of an operator, where it is not `output` with a number."""
 
-NUMBERED = ("SliceChannel", "split", "_split_v2")
+NUMBERED = ("SliceChannel", "split", "_split_v2", "sort")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,4 +119,6 @@ def output_name(symbol: Symbol, head: tuple[int, int], outputs: int) -> str:
     if node.op in OUTPUT_NAMES:
         return f"{node.name}_{OUTPUT_NAMES[node.op][head[1]]}"
     is_numbered = outputs > 1 or node.op in NUMBERED
+    if node.op == "topk" and node.value("ret_typ", "indices") == "value":
+        is_numbered = True  # it also makes the indices, which cannot be seen
     return f"{node.name}_output{head[1] if is_numbered else ''}"

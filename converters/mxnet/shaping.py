@@ -37,6 +37,33 @@ def _split(build: GraphBuilder, node: Node, ins: list[Value]) -> list[Value]:
     return [Value(one, shape) for one in names]
 
 
+def _split_at(build: GraphBuilder, node: Node, ins: list[Value]) -> list[Value]:
+    """`_split_v2`: equal sections, or parts that begin at `indices`, the first of them zero."""
+    x, count = ins[0], node.value("sections", 0)
+    axis = node.value("axis", 1) % x.rank
+    size = x.shape[axis]
+    if size is None or (count and size % count):
+        raise UnsupportedError(
+            f"node `{node.name}` splits an axis of {size or 'unknown'} size",
+            operators=("_split_v2",),
+        )
+    starts = (
+        [size // count * at for at in range(count)] if count else list(node.value("indices", ()))
+    )
+    ends = [*starts[1:], size]
+    parts = [b - a for a, b in zip(starts, ends, strict=True)]
+    names = build.add_many(
+        "Split", x.name, build.shape_constant(parts), count=len(parts), axis=axis
+    )
+    is_squeezed = node.value("squeeze_axis", False)
+    if is_squeezed:
+        names = tuple(build.add("Squeeze", one, build.shape_constant([axis])) for one in names)
+    return [
+        Value(name, (*x.shape[:axis], *(() if is_squeezed else (part,)), *x.shape[axis + 1 :]))
+        for name, part in zip(names, parts, strict=True)
+    ]
+
+
 def _flatten(build: GraphBuilder, _node: Node, ins: list[Value]) -> list[Value]:
     x = ins[0]
     inner = x.shape[1:]
@@ -47,8 +74,18 @@ def _flatten(build: GraphBuilder, _node: Node, ins: list[Value]) -> list[Value]:
 def _reshape(build: GraphBuilder, node: Node, ins: list[Value]) -> list[Value]:
     """MXNet's codes: 0 copies, -1 infers, -2 copies all the rest, -3 merges two, -4 splits one."""
     x, target = ins[0], list(node.value("shape", ()))
-    if node.value("reverse", False) or not target:
-        raise UnsupportedError(f"node `{node.name}` reshapes from behind", operators=("Reshape",))
+    if not target:
+        return _old_reshape(build, node, x)
+    if ins[0].array is not None and target == [-1]:
+        flat = ins[0].array.reshape(-1)
+        return [Value(build.constant(flat), flat.shape, ins[0].dtype, flat)]
+    from_behind = node.value("reverse", False)
+    if from_behind:
+        if -4 in target:
+            raise UnsupportedError(
+                f"node `{node.name}` splits an axis from behind", operators=("Reshape(reverse)",)
+            )
+        x, target = Value(x.name, x.shape[::-1]), target[::-1]
     sizes: list[int] = []
     shape: list[int | None] = []
     at = index = 0
@@ -77,7 +114,7 @@ def _reshape(build: GraphBuilder, node: Node, ins: list[Value]) -> list[Value]:
         for piece in parts:
             size = None if None in piece else math.prod(one for one in piece if one is not None)
             # ONNX's zero copies the size at the same place, which is all that is needed for a batch
-            first = not sizes and code != -3
+            first = not sizes and code != -3 and not from_behind
             sizes.append(size if size is not None else (0 if first else -1))
             shape.append(size)
     if sizes.count(-1) > 1:
@@ -89,6 +126,26 @@ def _reshape(build: GraphBuilder, node: Node, ins: list[Value]) -> list[Value]:
         total = math.prod(one for one in x.shape if one is not None)
         rest = math.prod(one for one in shape if one is not None)
         shape = [total // max(rest, 1) if one is None else one for one in shape]
+    if from_behind:
+        sizes, shape = sizes[::-1], shape[::-1]
+    return [Value(build.add("Reshape", x.name, build.shape_constant(sizes)), tuple(shape))]
+
+
+def _old_reshape(build: GraphBuilder, node: Node, x: Value) -> list[Value]:
+    """Before 0.9 a zero was the size to infer, and `keep_highest` kept the batch."""
+    target = list(node.value("target_shape", ()))
+    if not target:
+        raise UnsupportedError(f"node `{node.name}` has no shape", operators=("Reshape",))
+    sizes = [size or -1 for size in target]
+    if node.value("keep_highest", False):
+        sizes[0] = 0
+    known = [size for size in x.shape if size is not None]
+    shape: list[int | None] = [size if size > 0 else None for size in sizes]
+    if sizes[0] == 0:
+        shape[0] = x.shape[0]
+    if len(known) == x.rank and shape.count(None) == 1:
+        rest = math.prod(size for size in shape if size is not None)
+        shape[shape.index(None)] = math.prod(known) // max(rest, 1)
     return [Value(build.add("Reshape", x.name, build.shape_constant(sizes)), tuple(shape))]
 
 
@@ -142,6 +199,7 @@ EMIT: dict[str, Emit] = {
     **dict.fromkeys(("SliceChannel", "split"), _split),
     **dict.fromkeys(("Flatten", "flatten"), _flatten),
     **dict.fromkeys(("Reshape", "reshape"), _reshape),
+    "_split_v2": _split_at,
     "transpose": _transpose,
     **dict.fromkeys(("SwapAxis", "swapaxes"), _swap),
     "expand_dims": _expand,
