@@ -77,17 +77,40 @@ def _softmax_activation(build: GraphBuilder, node: Node, ins: list[Value]) -> li
 def _softmax(operator: str) -> Emit:
     def emit_one(build: GraphBuilder, node: Node, ins: list[Value]) -> list[Value]:
         x = ins[0].name
-        if len(ins) > 1:
+        axis = node.value("axis", -1) % ins[0].rank
+        if len(ins) > 1 and node.op != "softmax":
             raise UnsupportedError(
-                f"node `{node.name}` is a softmax over parts of given length",
+                f"node `{node.name}` is over parts of given length",
                 operators=(f"{node.op}(use_length)",),
             )
         temperature = node.value("temperature", 1.0)
         if temperature != 1.0:
             x = build.add("Div", x, build.constant(temperature))
+        if len(ins) > 1:
+            return [_partial(build, x, ins, axis)]
+        if node.op == "softmin":
+            x = build.add("Neg", x)
         return [Value(build.add(operator, x, axis=node.value("axis", -1)), ins[0].shape)]
 
     return emit_one
+
+
+def _partial(build: GraphBuilder, x: str, ins: list[Value], axis: int) -> Value:
+    """Return the softmax over the first so many of each row, zero behind them."""
+    value, lengths = ins
+    place = build.constant(axis, dtype="int64")
+    size = build.add("Gather", build.add("Shape", value.name), place)
+    ends = (build.constant(number, dtype="int64") for number in (0, 1))
+    first, step = ends
+    times = build.add("Range", first, size, step)
+    shape = [-1, *[1] * (value.rank - axis - 1)]
+    times = build.add("Reshape", times, build.shape_constant(shape))
+    counts = build.add("Cast", lengths.name, to=7)
+    counts = build.add("Unsqueeze", counts, build.shape_constant([axis]))
+    inside = build.add("Less", times, counts)
+    masked = build.add("Where", inside, x, build.constant(-3.0e38))
+    found = build.add("Softmax", masked, axis=axis)
+    return Value(build.add("Where", inside, found, build.constant(0.0)), value.shape)
 
 
 EMIT: dict[str, Emit] = {
@@ -97,4 +120,5 @@ EMIT: dict[str, Emit] = {
     "SoftmaxActivation": _softmax_activation,
     "softmax": _softmax("Softmax"),
     "log_softmax": _softmax("LogSoftmax"),
+    "softmin": _softmax("Softmax"),
 }

@@ -23,14 +23,20 @@ def _refused(node: Node, what: str) -> UnsupportedError:
 
 def _layer_norm(build: GraphBuilder, node: Node, ins: list[Value]) -> list[Value]:
     x, gamma, beta = ins
-    if node.value("axis", -1) % x.rank != x.rank - 1 or node.value("output_mean_var", False):
-        raise _refused(node, "normalises another axis than the last, or gives its statistics")
+    if node.value("output_mean_var", False):
+        raise _refused(node, "gives its statistics")
+    axis = node.value("axis", -1) % x.rank
+    order = list(range(x.rank))
+    order[axis], order[-1] = order[-1], order[axis]
+    inner = build.add("Transpose", x.name, perm=order) if axis != x.rank - 1 else x.name
     name = build.add(
         "LayerNormalization",
-        *(x.name, gamma.name, beta.name),
+        *(inner, gamma.name, beta.name),
         axis=-1,
         epsilon=node.value("eps", 1e-5),
     )
+    if axis != x.rank - 1:
+        name = build.add("Transpose", name, perm=order)
     return [Value(name, x.shape)]
 
 

@@ -19,9 +19,10 @@ def _layer_norm(node: Node, ins: list[Array]) -> Array:
     import numpy as np
 
     x, gamma, beta = (one.astype(np.float64) for one in ins)
+    x = np.moveaxis(x, node.value("axis", -1), -1)
     centred = x - x.mean(axis=-1, keepdims=True)
     spread = np.sqrt((centred**2).mean(axis=-1, keepdims=True) + node.value("eps", 1e-5))
-    return np.asarray(gamma * centred / spread + beta)
+    return np.moveaxis(gamma * centred / spread + beta, -1, node.value("axis", -1))
 
 
 def _slice(node: Node, ins: list[Array]) -> Array:

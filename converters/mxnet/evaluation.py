@@ -16,6 +16,8 @@ from deploykit._plugins.converters.mxnet import (
     creation_evaluation,
     elementwise_evaluation,
     recurrent_evaluation,
+    resizing_evaluation,
+    spatial_evaluation,
 )
 from deploykit._plugins.converters.mxnet.network import Network, data_inputs, output_name
 from deploykit._plugins.converters.mxnet.reading import Node
@@ -51,75 +53,12 @@ def evaluate(model: Network, feed: dict[str, Array]) -> dict[str, Array]:
     }
 
 
-def _tuple(node: Node, key: str, rank: int, default: int) -> list[int]:
-    return list(node.value(key, ())) or [default] * rank
-
-
-def _convolution(node: Node, ins: list[Array]) -> Array:
-    x, weight = ins[:2]
-    rank = x.ndim - 2
-    return define.convolution(
-        x,
-        weight,
-        ins[2] if len(ins) > 2 else None,
-        strides=_tuple(node, "stride", rank, 1),
-        pads=[(one, one) for one in _tuple(node, "pad", rank, 0)],
-        dilations=_tuple(node, "dilate", rank, 1),
-        groups=node.value("num_group", 1),
-    )
-
-
-def _deconvolution(node: Node, ins: list[Array]) -> Array:
-    x, weight = ins[:2]
-    rank = x.ndim - 2
-    return define.transposed_convolution(
-        x,
-        weight,
-        None if node.value("no_bias", True) else ins[2],
-        strides=_tuple(node, "stride", rank, 1),
-        pads=[(one, one) for one in _tuple(node, "pad", rank, 0)],
-        extra=_tuple(node, "adj", rank, 0),
-        dilations=_tuple(node, "dilate", rank, 1),
-        groups=node.value("num_group", 1),
-    )
-
-
 def _fully_connected(node: Node, ins: list[Array]) -> Array:
     x = ins[0]
     if node.value("flatten", True):
         x = x.reshape(len(x), -1)
     found: Array = x @ ins[1].astype("float64").T
     return found + ins[2] if len(ins) > 2 else found
-
-
-def _pooling(node: Node, ins: list[Array]) -> Array:
-    import numpy as np
-
-    x = ins[0].astype(np.float64)
-    mean = node.value("pool_type", "max") == "avg"
-    space = tuple(range(2, x.ndim))
-    if node.value("global_pool", False):
-        return np.asarray((x.mean if mean else x.max)(axis=space, keepdims=True))
-    kernel = list(node.value("kernel", (1,)))
-    strides = _tuple(node, "stride", len(kernel), 1)
-    pads = _tuple(node, "pad", len(kernel), 0)
-    is_old = node.op == "Pooling_v1"
-    if is_old:  # its padding is zeros, of which the largest may be one
-        x, pads = define.pad(x, [(p, p) for p in pads]), [0] * len(kernel)
-    full = node.value("pooling_convention", "valid") == "full"
-    edges = []
-    for size, k, s, p in zip(x.shape[2:], kernel, strides, pads, strict=True):
-        places = (size + 2 * p - k) / s
-        count = 1 + (math.ceil(places) if full else math.floor(places))
-        if is_old and full:
-            count = min(count, (size - 1) // s + 1)
-        edges.append((p, max(p, (count - 1) * s + k - size - p)))
-    if not mean:
-        return define.max_pool(x, kernel, strides=strides, pads=edges)
-    if is_old:  # and all of a window counts, also what lies beyond
-        return define.average_pool(x, kernel, strides=strides, pads=edges, counted=edges)
-    counted = [(p, p) if node.value("count_include_pad", True) else (0, 0) for p in pads]
-    return define.average_pool(x, kernel, strides=strides, pads=edges, counted=counted)
 
 
 def _activation(node: Node, ins: list[Array]) -> Array:
@@ -159,7 +98,13 @@ def _batch_norm(node: Node, ins: list[Array]) -> Array:
     x, gamma, beta, mean, variance = ins
     scale = None if node.value("fix_gamma", True) else gamma
     return define.batch_normalisation(
-        x, scale, beta, mean, variance, epsilon=node.value("eps", 1e-3)
+        x,
+        scale,
+        beta,
+        mean,
+        variance,
+        epsilon=node.value("eps", 1e-3),
+        axis=node.value("axis", 1),
     )
 
 
@@ -181,7 +126,16 @@ def _softmax_activation(node: Node, ins: list[Array]) -> Array:
 def _softmax(node: Node, ins: list[Array]) -> Array:
     import numpy as np
 
-    found = define.softmax(ins[0] / node.value("temperature", 1.0), axis=node.value("axis", -1))
+    x, axis = ins[0] / node.value("temperature", 1.0), node.value("axis", -1)
+    if len(ins) > 1:  # of each row only the first so many
+        places = np.arange(x.shape[axis]).reshape(
+            [-1 if at == axis % x.ndim else 1 for at in range(x.ndim)]
+        )
+        inside = places < np.expand_dims(ins[1], axis)
+        with np.errstate(invalid="ignore"):
+            found = define.softmax(np.where(inside, x, -np.inf), axis=axis)
+        return np.where(inside, found, 0.0)
+    found = define.softmax(-x if node.op == "softmin" else x, axis=axis)
     return np.log(found) if node.op == "log_softmax" else found
 
 
@@ -319,13 +273,6 @@ def _pad(node: Node, ins: list[Array]) -> Array:
     return np.pad(ins[0], pairs, mode=mode)
 
 
-def _upsampling(node: Node, ins: list[Array]) -> Array:
-    x = ins[0]
-    for axis in range(2, x.ndim):
-        x = x.repeat(node.value("scale", 1), axis=axis)
-    return x
-
-
 def _normalise(node: Node, ins: list[Array]) -> Array:
     import numpy as np
 
@@ -363,6 +310,8 @@ def _lrn(node: Node, ins: list[Array]) -> Array:
 BINARIES = {"add": "add", "sub": "subtract", "mul": "multiply", "div": "divide"}
 COMPUTE: dict[str, Compute] = {
     **arrays_evaluation.COMPUTE,
+    **spatial_evaluation.COMPUTE,
+    **resizing_evaluation.COMPUTE,
     **recurrent_evaluation.COMPUTE,
     **choosing_evaluation.COMPUTE,
     **creation_evaluation.COMPUTE,
@@ -396,16 +345,13 @@ COMPUTE: dict[str, Compute] = {
     **dict.fromkeys(
         ("sum", "sum_axis", "mean", "max", "max_axis", "min", "min_axis", "prod"), _reduction
     ),
-    **dict.fromkeys(("Convolution", "Convolution_v1"), _convolution),
-    "Deconvolution": _deconvolution,
     "FullyConnected": _fully_connected,
     "Activation": _activation,
     "LeakyReLU": _leaky,
-    **dict.fromkeys(("BatchNorm", "BatchNorm_v1"), _batch_norm),
-    **dict.fromkeys(("Pooling", "Pooling_v1"), _pooling),
+    **dict.fromkeys(("BatchNorm", "BatchNorm_v1", "_contrib_SyncBatchNorm"), _batch_norm),
     **dict.fromkeys(("SoftmaxOutput", "Softmax"), _softmax_head),
     "SoftmaxActivation": _softmax_activation,
-    **dict.fromkeys(("softmax", "log_softmax"), _softmax),
+    **dict.fromkeys(("softmax", "log_softmax", "softmin"), _softmax),
     **dict.fromkeys(("Concat", "concat"), _concat),
     **dict.fromkeys(("SliceChannel", "split"), _split),
     **dict.fromkeys(("Flatten", "flatten"), lambda _node, ins: ins[0].reshape(len(ins[0]), -1)),
@@ -422,7 +368,6 @@ COMPUTE: dict[str, Compute] = {
     "clip": lambda node, ins: ins[0].clip(node.value("a_min", 0.0), node.value("a_max", 0.0)),
     "Embedding": lambda _node, ins: ins[1][ins[0].astype("int64").clip(0, len(ins[1]) - 1)],
     "LRN": _lrn,
-    "UpSampling": _upsampling,
     **dict.fromkeys(("Pad", "pad"), _pad),
     "L2Normalization": _normalise,
     "InstanceNorm": _instance_norm,

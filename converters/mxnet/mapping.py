@@ -13,6 +13,7 @@ from deploykit._plugins.converters.mxnet import (
     creation,
     elementwise,
     recurrent,
+    resizing,
     shaping,
     spatial,
 )
@@ -295,6 +296,7 @@ _OPERATORS: dict[str, Emit] = {
     **spatial.EMIT,
     **activations.EMIT,
     **shaping.EMIT,
+    **resizing.EMIT,
     **recurrent.EMIT,
     **choosing.EMIT,
     **creation.EMIT,

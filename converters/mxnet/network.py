@@ -36,6 +36,8 @@ OUTPUT_NAMES = {
     "RNN": ("output", "state_output", "statecell_output"),
     "LeakyReLU": ("output", "mask"),
     "BatchNorm": ("output", "mean", "var"),
+    "_contrib_SyncBatchNorm": ("output", "mean", "var"),
+    "GroupNorm": ("output", "mean", "std"),
     "LayerNorm": ("output", "mean", "std"),
 }
 """What MXNet calls the outputs of an operator, where it is not `output` with a number."""
