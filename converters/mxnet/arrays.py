@@ -23,14 +23,20 @@ def _refused(node: Node, what: str) -> UnsupportedError:
 
 def _layer_norm(build: GraphBuilder, node: Node, ins: list[Value]) -> list[Value]:
     x, gamma, beta = ins
-    if node.value("axis", -1) % x.rank != x.rank - 1 or node.value("output_mean_var", False):
-        raise _refused(node, "normalises another axis than the last, or gives its statistics")
+    if node.value("output_mean_var", False):
+        raise _refused(node, "gives its statistics")
+    axis = node.value("axis", -1) % x.rank
+    order = list(range(x.rank))
+    order[axis], order[-1] = order[-1], order[axis]
+    inner = build.add("Transpose", x.name, perm=order) if axis != x.rank - 1 else x.name
     name = build.add(
         "LayerNormalization",
-        *(x.name, gamma.name, beta.name),
+        *(inner, gamma.name, beta.name),
         axis=-1,
         epsilon=node.value("eps", 1e-5),
     )
+    if axis != x.rank - 1:
+        name = build.add("Transpose", name, perm=order)
     return [Value(name, x.shape)]
 
 
@@ -38,15 +44,21 @@ def _slice(build: GraphBuilder, node: Node, ins: list[Value]) -> list[Value]:
     x = ins[0]
     begins, ends = list(node.value("begin", None) or ()), list(node.value("end", None) or ())
     steps = [one or 1 for one in node.value("step", None) or ()] or [1] * len(begins)
-    if any(step < 0 for step in steps) or len({len(begins), len(ends), len(steps)}) != 1:
-        raise _refused(node, "slices backwards, or names different numbers of axes")
+    if len({len(begins), len(ends), len(steps)}) != 1:
+        raise _refused(node, "names different numbers of axes")
     shape: list[int | None] = list(x.shape)
     for axis, (begin, end, step) in enumerate(zip(begins, ends, steps, strict=True)):
         size = shape[axis]
         shape[axis] = None if size is None else len(range(size)[begin:end:step])
     limits = (
-        [one or 0 for one in begins],
-        [2**31 - 1 if one is None else one for one in ends],
+        [
+            (0 if step > 0 else 2**31 - 1) if one is None else one
+            for one, step in zip(begins, steps, strict=True)
+        ],
+        [
+            (2**31 - 1 if step > 0 else -(2**31)) if one is None else one
+            for one, step in zip(ends, steps, strict=True)
+        ],
         list(range(len(begins))),
         steps,
     )
@@ -58,13 +70,11 @@ def _cast(build: GraphBuilder, node: Node, ins: list[Value]) -> list[Value]:
     dtype = node.value("dtype", "float32")
     if dtype not in DTYPES:
         raise _refused(node, f"casts to {dtype}")
-    # the graph computes in float32; a cast to a whole number cuts off what is behind the point
-    name = ins[0].name
-    if dtype.startswith(("int", "uint")):
-        name = build.add("Cast", build.add("Cast", name, to=DTYPES[dtype]), to=1)
-    elif dtype == "float16":
+    if dtype == "float16":
         raise _refused(node, "computes in half precision")
-    return [Value(name, ins[0].shape)]
+    if dtype == ins[0].dtype:
+        return [ins[0]]
+    return [Value(build.add("Cast", ins[0].name, to=DTYPES[dtype]), ins[0].shape, dtype)]
 
 
 def _stack(build: GraphBuilder, node: Node, ins: list[Value]) -> list[Value]:
@@ -78,7 +88,9 @@ def _stack(build: GraphBuilder, node: Node, ins: list[Value]) -> list[Value]:
 def _tile(build: GraphBuilder, node: Node, ins: list[Value]) -> list[Value]:
     x, reps = ins[0], list(node.value("reps", ()))
     if len(reps) > x.rank:
-        raise _refused(node, "repeats along more axes than there are")
+        more = len(reps) - x.rank
+        front = build.add("Unsqueeze", x.name, build.shape_constant(list(range(more))))
+        x = Value(front, (*[1] * more, *x.shape))
     reps = [1] * (x.rank - len(reps)) + reps
     shape = tuple(None if s is None else s * r for s, r in zip(x.shape, reps, strict=True))
     return [Value(build.add("Tile", x.name, build.shape_constant(reps)), shape)]
@@ -132,7 +144,7 @@ def _gathered(shape: Sizes, size: int) -> Sizes:
 
 
 EMIT: dict[str, Emit] = {
-    **dict.fromkeys(("Cast", "cast"), _cast),
+    **dict.fromkeys(("Cast", "cast", "amp_cast"), _cast),
     **dict.fromkeys(("slice", "crop"), _slice),
     "LayerNorm": _layer_norm,
     "_contrib_div_sqrt_dim": _scaled,

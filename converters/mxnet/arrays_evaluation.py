@@ -19,9 +19,10 @@ def _layer_norm(node: Node, ins: list[Array]) -> Array:
     import numpy as np
 
     x, gamma, beta = (one.astype(np.float64) for one in ins)
+    x = np.moveaxis(x, node.value("axis", -1), -1)
     centred = x - x.mean(axis=-1, keepdims=True)
     spread = np.sqrt((centred**2).mean(axis=-1, keepdims=True) + node.value("eps", 1e-5))
-    return np.asarray(gamma * centred / spread + beta)
+    return np.moveaxis(gamma * centred / spread + beta, -1, node.value("axis", -1))
 
 
 def _slice(node: Node, ins: list[Array]) -> Array:
@@ -66,7 +67,7 @@ def _hard_sigmoid(node: Node, ins: list[Array]) -> Array:
 
 
 COMPUTE: dict[str, Compute] = {
-    **dict.fromkeys(("Cast", "cast"), _cast),
+    **dict.fromkeys(("Cast", "cast", "amp_cast"), _cast),
     **dict.fromkeys(("slice", "crop"), _slice),
     "LayerNorm": _layer_norm,
     "_contrib_div_sqrt_dim": lambda _node, ins: ins[0] / math.sqrt(ins[0].shape[-1]),

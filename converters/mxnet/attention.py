@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from deploykit._plugins.converters.mxnet.emission import Emit, Value, broadcast
+from deploykit._plugins.converters.mxnet.emission import Emit, Value, as_line, broadcast
 from deploykit._plugins.converters.mxnet.reading import Node
 
 from deploykit.errors import UnsupportedError
@@ -24,7 +24,8 @@ def _take(build: GraphBuilder, node: Node, ins: list[Value]) -> list[Value]:
     """Rows by number; a number beyond the end is the last (`mode=clip`)."""
     rows, places = ins
     axis = node.value("axis", 0) % rows.rank
-    if node.value("mode", "clip") != "clip":
+    mode = node.value("mode", "clip")
+    if mode not in ("clip", "wrap"):
         raise UnsupportedError(
             f"node `{node.name}` takes rows by the mode {node.value('mode', 'clip')}",
             operators=("take(mode)",),
@@ -32,7 +33,11 @@ def _take(build: GraphBuilder, node: Node, ins: list[Value]) -> list[Value]:
     index = build.add("Cast", places.name, to=INT64)  # MXNet feeds indices as floats
     one = build.constant(1, dtype="int64")
     size = build.add("Gather", build.add("Shape", rows.name), build.constant(axis, dtype="int64"))
-    index = build.add("Clip", index, build.constant(0, dtype="int64"), build.add("Sub", size, one))
+    if mode == "wrap":
+        index = build.add("Mod", index, size)
+    else:
+        last = build.add("Sub", size, one)
+        index = build.add("Clip", index, build.constant(0, dtype="int64"), last)
     name = build.add("Gather", rows.name, index, axis=axis)
     return [Value(name, (*rows.shape[:axis], *places.shape, *rows.shape[axis + 1 :]))]
 
@@ -52,7 +57,16 @@ def _broadcast_to(build: GraphBuilder, node: Node, ins: list[Value]) -> list[Val
     return [Value(build.add("Expand", x.name, sizes), shape)]
 
 
+def _is_plain(node: Node, ins: list[Value]) -> bool:
+    """Whether a product of any number of axes by one or two is what ONNX's MatMul gives."""
+    is_turned = node.value("transpose_a", False) or node.value("transpose_b", False)
+    return not is_turned and ins[1].rank <= 2
+
+
 def _products(build: GraphBuilder, node: Node, ins: list[Value]) -> list[Value]:
+    if node.op == "dot" and _is_plain(node, ins):
+        name = build.add("MatMul", *(one.name for one in ins))
+        return [as_line(build, Value(name, (*ins[0].shape[:-1], *ins[1].shape[1:])))]
     if node.op == "dot" and any(one.rank != 2 for one in ins):
         raise UnsupportedError(
             f"node `{node.name}` multiplies tensors that are no matrices", operators=("dot(rank)",)

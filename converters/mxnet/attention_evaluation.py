@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 def _take(node: Node, ins: list[Array]) -> Array:
     import numpy as np
 
-    return np.take(ins[0], ins[1].astype(np.int64), axis=node.value("axis", 0), mode="clip")
+    return np.take(
+        ins[0], ins[1].astype(np.int64), axis=node.value("axis", 0), mode=node.value("mode", "clip")
+    )
 
 
 def _broadcast_to(node: Node, ins: list[Array]) -> Array:
@@ -32,6 +34,9 @@ def _broadcast_to(node: Node, ins: list[Array]) -> Array:
 def _products(node: Node, ins: list[Array]) -> Array:
     import numpy as np
 
+    if (node.op == "dot" and ins[1].ndim == 1) or ins[0].ndim != ins[1].ndim:
+        found = np.tensordot(ins[0].astype(np.float64), ins[1], axes=1)
+        return found.reshape(found.shape or (1,))
     first, second = (
         np.swapaxes(one, -1, -2) if node.value(key, False) else one
         for one, key in zip(ins, ("transpose_a", "transpose_b"), strict=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from deploykit._plugins.converters.mxnet.reading import Node
 
@@ -14,10 +15,13 @@ Sizes = tuple[int | None, ...]
 
 @dataclass(frozen=True)
 class Value:
-    """A tensor: its name in the graph and its shape, None where a size is not fixed."""
+    """A tensor: its name in the graph, its shape, None where a size is not fixed, and its dtype."""
 
     name: str
     shape: Sizes
+    dtype: str = "float32"
+    array: Any = None
+    """Its value, where it is a weight."""
 
     @property
     def rank(self) -> int:
@@ -25,6 +29,13 @@ class Value:
 
 
 Emit = Callable[[GraphBuilder, Node, list[Value]], "list[Value]"]
+
+
+def as_line(build: GraphBuilder, value: Value) -> Value:
+    """Return `value`, a number without axes as an array of one: MXNet has no others."""
+    if value.shape:
+        return value
+    return Value(build.add("Reshape", value.name, build.shape_constant([1])), (1,), value.dtype)
 
 
 def broadcast(shapes: Sequence[Sizes]) -> Sizes:

@@ -9,7 +9,16 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from deploykit._plugins.converters.mxnet import arrays_evaluation, attention_evaluation
+from deploykit._plugins.converters.mxnet import (
+    arrays_evaluation,
+    attention_evaluation,
+    choosing_evaluation,
+    creation_evaluation,
+    elementwise_evaluation,
+    recurrent_evaluation,
+    resizing_evaluation,
+    spatial_evaluation,
+)
 from deploykit._plugins.converters.mxnet.network import Network, data_inputs, output_name
 from deploykit._plugins.converters.mxnet.reading import Node
 
@@ -44,68 +53,12 @@ def evaluate(model: Network, feed: dict[str, Array]) -> dict[str, Array]:
     }
 
 
-def _tuple(node: Node, key: str, rank: int, default: int) -> list[int]:
-    return list(node.value(key, ())) or [default] * rank
-
-
-def _convolution(node: Node, ins: list[Array]) -> Array:
-    x, weight = ins[:2]
-    rank = x.ndim - 2
-    return define.convolution(
-        x,
-        weight,
-        ins[2] if len(ins) > 2 else None,
-        strides=_tuple(node, "stride", rank, 1),
-        pads=[(one, one) for one in _tuple(node, "pad", rank, 0)],
-        dilations=_tuple(node, "dilate", rank, 1),
-        groups=node.value("num_group", 1),
-    )
-
-
-def _deconvolution(node: Node, ins: list[Array]) -> Array:
-    x, weight = ins[:2]
-    rank = x.ndim - 2
-    return define.transposed_convolution(
-        x,
-        weight,
-        None if node.value("no_bias", True) else ins[2],
-        strides=_tuple(node, "stride", rank, 1),
-        pads=[(one, one) for one in _tuple(node, "pad", rank, 0)],
-        extra=_tuple(node, "adj", rank, 0),
-        dilations=_tuple(node, "dilate", rank, 1),
-        groups=node.value("num_group", 1),
-    )
-
-
 def _fully_connected(node: Node, ins: list[Array]) -> Array:
     x = ins[0]
     if node.value("flatten", True):
         x = x.reshape(len(x), -1)
     found: Array = x @ ins[1].astype("float64").T
     return found + ins[2] if len(ins) > 2 else found
-
-
-def _pooling(node: Node, ins: list[Array]) -> Array:
-    import numpy as np
-
-    x = ins[0].astype(np.float64)
-    mean = node.value("pool_type", "max") == "avg"
-    space = tuple(range(2, x.ndim))
-    if node.value("global_pool", False):
-        return np.asarray((x.mean if mean else x.max)(axis=space, keepdims=True))
-    kernel = list(node.value("kernel", (1,)))
-    strides = _tuple(node, "stride", len(kernel), 1)
-    pads = _tuple(node, "pad", len(kernel), 0)
-    full = node.value("pooling_convention", "valid") == "full"
-    edges = []
-    for size, k, s, p in zip(x.shape[2:], kernel, strides, pads, strict=True):
-        places = (size + 2 * p - k) / s
-        count = 1 + (math.ceil(places) if full else math.floor(places))
-        edges.append((p, max(p, (count - 1) * s + k - size - p)))
-    if not mean:
-        return define.max_pool(x, kernel, strides=strides, pads=edges)
-    counted = [(p, p) if node.value("count_include_pad", True) else (0, 0) for p in pads]
-    return define.average_pool(x, kernel, strides=strides, pads=edges, counted=counted)
 
 
 def _activation(node: Node, ins: list[Array]) -> Array:
@@ -145,7 +98,13 @@ def _batch_norm(node: Node, ins: list[Array]) -> Array:
     x, gamma, beta, mean, variance = ins
     scale = None if node.value("fix_gamma", True) else gamma
     return define.batch_normalisation(
-        x, scale, beta, mean, variance, epsilon=node.value("eps", 1e-3)
+        x,
+        scale,
+        beta,
+        mean,
+        variance,
+        epsilon=node.value("eps", 1e-3),
+        axis=node.value("axis", 1),
     )
 
 
@@ -159,16 +118,24 @@ def _softmax_head(node: Node, ins: list[Array]) -> Array:
 
 
 def _softmax_activation(node: Node, ins: list[Array]) -> Array:
-    x = ins[0]
-    if node.value("mode", "instance") == "channel":
-        return define.softmax(x, axis=1)
-    return define.softmax(x.reshape(len(x), -1)).reshape(x.shape)
+    """Its documentation says that an instance is everything but the batch; it is the last axis."""
+    is_channel = node.value("mode", "instance") == "channel"
+    return define.softmax(ins[0], axis=1 if is_channel else -1)
 
 
 def _softmax(node: Node, ins: list[Array]) -> Array:
     import numpy as np
 
-    found = define.softmax(ins[0] / node.value("temperature", 1.0), axis=node.value("axis", -1))
+    x, axis = ins[0] / node.value("temperature", 1.0), node.value("axis", -1)
+    if len(ins) > 1:  # of each row only the first so many
+        places = np.arange(x.shape[axis]).reshape(
+            [-1 if at == axis % x.ndim else 1 for at in range(x.ndim)]
+        )
+        inside = places < np.expand_dims(ins[1], axis)
+        with np.errstate(invalid="ignore"):
+            found = define.softmax(np.where(inside, x, -np.inf), axis=axis)
+        return np.where(inside, found, 0.0)
+    found = define.softmax(-x if node.op == "softmin" else x, axis=axis)
     return np.log(found) if node.op == "log_softmax" else found
 
 
@@ -180,8 +147,22 @@ def _split(node: Node, ins: list[Array]) -> list[Array]:
     return [one.squeeze(axis) if node.value("squeeze_axis", False) else one for one in parts]
 
 
+def _split_at(node: Node, ins: list[Array]) -> list[Array]:
+    import numpy as np
+
+    axis, count = node.value("axis", 1), node.value("sections", 0)
+    parts = np.split(ins[0], count or node.value("indices", ())[1:], axis=axis)
+    return [one.squeeze(axis) if node.value("squeeze_axis", False) else one for one in parts]
+
+
 def _reshape(node: Node, ins: list[Array]) -> Array:
     x, codes, sizes, left = ins[0], list(node.value("shape", ())), [], list(ins[0].shape)
+    if not codes:  # the form of before 0.9, in which a zero is inferred
+        old = [size or -1 for size in node.value("target_shape", ())]
+        return x.reshape([len(x), *old[1:]] if node.value("keep_highest", False) else old)
+    from_behind = node.value("reverse", False)
+    if from_behind:
+        codes, left = codes[::-1], left[::-1]
     while codes:
         code = codes.pop(0)
         if code == 0:
@@ -201,7 +182,7 @@ def _reshape(node: Node, ins: list[Array]) -> Array:
             sizes.append(code)
             if left:
                 left.pop(0)
-    return x.reshape(sizes)
+    return x.reshape(sizes[::-1] if from_behind else sizes)
 
 
 def _reduction(node: Node, ins: list[Array]) -> Array:
@@ -212,7 +193,8 @@ def _reduction(node: Node, ins: list[Array]) -> Array:
     if node.value("exclude", False):
         axes = set(range(x.ndim)) - axes
     function = getattr(np, node.op.removesuffix("_axis"))
-    return np.asarray(function(x, axis=tuple(axes), keepdims=node.value("keepdims", False)))
+    found = np.asarray(function(x, axis=tuple(axes), keepdims=node.value("keepdims", False)))
+    return found.reshape(found.shape or (1,))  # MXNet has no arrays without axes
 
 
 def _binary(name: str) -> Compute:
@@ -291,13 +273,6 @@ def _pad(node: Node, ins: list[Array]) -> Array:
     return np.pad(ins[0], pairs, mode=mode)
 
 
-def _upsampling(node: Node, ins: list[Array]) -> Array:
-    x = ins[0]
-    for axis in range(2, x.ndim):
-        x = x.repeat(node.value("scale", 1), axis=axis)
-    return x
-
-
 def _normalise(node: Node, ins: list[Array]) -> Array:
     import numpy as np
 
@@ -335,6 +310,12 @@ def _lrn(node: Node, ins: list[Array]) -> Array:
 BINARIES = {"add": "add", "sub": "subtract", "mul": "multiply", "div": "divide"}
 COMPUTE: dict[str, Compute] = {
     **arrays_evaluation.COMPUTE,
+    **spatial_evaluation.COMPUTE,
+    **resizing_evaluation.COMPUTE,
+    **recurrent_evaluation.COMPUTE,
+    **choosing_evaluation.COMPUTE,
+    **creation_evaluation.COMPUTE,
+    **elementwise_evaluation.COMPUTE,
     **{f"elemwise_{op}": _binary(name) for op, name in BINARIES.items()},
     **{f"broadcast_{op}": _binary(name) for op, name in BINARIES.items()},
     **dict.fromkeys(("_plus", "_Plus", "broadcast_plus"), _binary("add")),
@@ -364,20 +345,18 @@ COMPUTE: dict[str, Compute] = {
     **dict.fromkeys(
         ("sum", "sum_axis", "mean", "max", "max_axis", "min", "min_axis", "prod"), _reduction
     ),
-    **dict.fromkeys(("Convolution", "Convolution_v1"), _convolution),
-    "Deconvolution": _deconvolution,
     "FullyConnected": _fully_connected,
     "Activation": _activation,
     "LeakyReLU": _leaky,
-    **dict.fromkeys(("BatchNorm", "BatchNorm_v1"), _batch_norm),
-    **dict.fromkeys(("Pooling", "Pooling_v1"), _pooling),
+    **dict.fromkeys(("BatchNorm", "BatchNorm_v1", "_contrib_SyncBatchNorm"), _batch_norm),
     **dict.fromkeys(("SoftmaxOutput", "Softmax"), _softmax_head),
     "SoftmaxActivation": _softmax_activation,
-    **dict.fromkeys(("softmax", "log_softmax"), _softmax),
+    **dict.fromkeys(("softmax", "log_softmax", "softmin"), _softmax),
     **dict.fromkeys(("Concat", "concat"), _concat),
     **dict.fromkeys(("SliceChannel", "split"), _split),
     **dict.fromkeys(("Flatten", "flatten"), lambda _node, ins: ins[0].reshape(len(ins[0]), -1)),
     **dict.fromkeys(("Reshape", "reshape"), _reshape),
+    "_split_v2": _split_at,
     "transpose": _transpose,
     **dict.fromkeys(
         ("SwapAxis", "swapaxes"),
@@ -387,9 +366,8 @@ COMPUTE: dict[str, Compute] = {
     "squeeze": _squeeze,
     "slice_axis": _slice_axis,
     "clip": lambda node, ins: ins[0].clip(node.value("a_min", 0.0), node.value("a_max", 0.0)),
-    "Embedding": lambda _node, ins: ins[1][ins[0].astype("int64")],
+    "Embedding": lambda _node, ins: ins[1][ins[0].astype("int64").clip(0, len(ins[1]) - 1)],
     "LRN": _lrn,
-    "UpSampling": _upsampling,
     **dict.fromkeys(("Pad", "pad"), _pad),
     "L2Normalization": _normalise,
     "InstanceNorm": _instance_norm,

@@ -31,6 +31,19 @@ LOSSES = (
 )
 """Heads with a label: their first input is the prediction, and the label does not change it."""
 
+OUTPUT_NAMES = {
+    "make_loss": ("loss",),
+    "RNN": ("output", "state_output", "statecell_output"),
+    "LeakyReLU": ("output", "mask"),
+    "BatchNorm": ("output", "mean", "var"),
+    "_contrib_SyncBatchNorm": ("output", "mean", "var"),
+    "GroupNorm": ("output", "mean", "std"),
+    "LayerNorm": ("output", "mean", "std"),
+}
+"""What MXNet calls the outputs of an operator, where it is not `output` with a number."""
+
+NUMBERED = ("SliceChannel", "split", "_split_v2", "sort")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
@@ -105,4 +118,9 @@ def output_name(symbol: Symbol, head: tuple[int, int], outputs: int) -> str:
     node = symbol.nodes[head[0]]
     if node.op == "null":
         return str(node.name)
-    return f"{node.name}_output{head[1] if outputs > 1 else ''}"
+    if node.op in OUTPUT_NAMES:
+        return f"{node.name}_{OUTPUT_NAMES[node.op][head[1]]}"
+    is_numbered = outputs > 1 or node.op in NUMBERED
+    if node.op == "topk" and node.value("ret_typ", "indices") == "value":
+        is_numbered = True  # it also makes the indices, which cannot be seen
+    return f"{node.name}_output{head[1] if is_numbered else ''}"

@@ -20,7 +20,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from deploykit._plugins.converters.mxnet import evaluation, mapping, network
+from deploykit._plugins.converters.mxnet import (
+    evaluation,
+    input_shapes,
+    mapping,
+    network,
+)
 
 from deploykit.definition_session import DefinitionSession
 from deploykit.errors import SourceError, UsageError
@@ -97,7 +102,7 @@ def _graph(
     model: network.Network, source: Source, dynamic: tuple[DynamicAxis, ...]
 ) -> tuple[GraphBuilder, Signature]:
     given = {spec.name: spec for spec in source.inputs}
-    shapes = mapping.input_shapes(model, given)
+    shapes = input_shapes.input_shapes(model, given)
     build = GraphBuilder(model.symbol.path.name.removesuffix("-symbol.json"))
     inputs = []
     for name, shape in shapes.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from deploykit._plugins.converters.mxnet.emission import Emit, Value
@@ -52,17 +53,23 @@ def _convolution(build: GraphBuilder, node: Node, ins: list[Value]) -> list[Valu
 
 def _deconvolution(build: GraphBuilder, node: Node, ins: list[Value]) -> list[Value]:
     _layout(node)
-    if node.value("target_shape", ()) and any(node.value("target_shape", ())):
-        raise UnsupportedError(
-            f"node `{node.name}` asks for a target shape",
-            operators=("Deconvolution(target_shape)",),
-        )
     kernel = list(node.value("kernel", (1,)))
     rank = len(kernel)
     strides = _per_axis(node.value("stride", ()), rank, 1)
     pads = _per_axis(node.value("pad", ()), rank, 0)
     dilations = _per_axis(node.value("dilate", ()), rank, 1)
     extra = _per_axis(node.value("adj", ()), rank, 0)
+    target = node.value("target_shape", ())
+    if any(target):  # padding follows from it, whatever `pad` and `adj` say
+        for at, (size, wanted) in enumerate(zip(ins[0].shape[2:], target, strict=True)):
+            whole = ((size or 0) - 1) * strides[at] + (kernel[at] - 1) * dilations[at] + 1
+            if size is None or whole < wanted:
+                raise UnsupportedError(
+                    f"node `{node.name}` asks for a target shape of a size that is not fixed",
+                    operators=("Deconvolution(target_shape)",),
+                    hint="give the sizes of the inputs: `--input 'NAME:float32[...]'`",
+                )
+            pads[at], extra[at] = (whole - wanted + 1) // 2, (whole - wanted) % 2
     given = ins[:2] if node.value("no_bias", True) else ins
     name = build.add(
         "ConvTranspose",
@@ -87,6 +94,8 @@ def _pooling(build: GraphBuilder, node: Node, ins: list[Value]) -> list[Value]:
     _layout(node)
     x = ins[0]
     kind = node.value("pool_type", "max")
+    if kind == "sum":
+        return [_summed(build, node, x)]
     if kind not in ("max", "avg"):
         raise UnsupportedError(
             f"node `{node.name}` pools by {kind}", operators=(f"Pooling({kind})",)
@@ -144,6 +153,65 @@ def _pooling(build: GraphBuilder, node: Node, ins: list[Value]) -> list[Value]:
     return [Value(name, (*x.shape[:2], *sizes))]
 
 
+def _summed(build: GraphBuilder, node: Node, x: Value) -> Value:
+    if node.value("global_pool", False):
+        axes = list(range(2, x.rank))
+        name = build.add("ReduceSum", x.name, build.shape_constant(axes), keepdims=1)
+        return Value(name, (*x.shape[:2], *[1] * len(axes)))
+    kernel = list(node.value("kernel", (1,)))
+    strides = _per_axis(node.value("stride", ()), len(kernel), 1)
+    pads = _per_axis(node.value("pad", ()), len(kernel), 0)
+    is_full = node.value("pooling_convention", "valid") == "full"
+    counts, ends = [], []
+    for size, k, s, p in zip(x.shape[2:], kernel, strides, pads, strict=True):
+        if size is None:
+            raise UnsupportedError(
+                f"node `{node.name}` sums over a size that is not fixed",
+                operators=("Pooling(sum)",),
+            )
+        rest = size + 2 * p - k
+        counts.append((-(-rest // s) if is_full else rest // s) + 1)
+        ends.append(max(p, (counts[-1] - 1) * s + k - size - p))
+    edges = [0, 0, *pads, 0, 0, *ends]
+    inner = build.add("Pad", x.name, build.shape_constant(edges)) if any(edges) else x.name
+    mean = build.add("AveragePool", inner, kernel_shape=kernel, strides=strides)
+    name = build.add("Mul", mean, build.constant(float(math.prod(kernel))))
+    return Value(name, (*x.shape[:2], *counts))
+
+
+def _old_pooling(build: GraphBuilder, node: Node, ins: list[Value]) -> list[Value]:
+    """Pooling of before 0.9: its padding is zeros, of which the largest may be one."""
+    x, kind = ins[0], node.value("pool_type", "max")
+    pads = node.value("pad", ())
+    if node.value("global_pool", False):
+        return _pooling(build, node, ins)
+    if kind not in ("max", "avg") or None in x.shape[2:]:
+        raise UnsupportedError(
+            f"node `{node.name}` pools by {kind}, or over a size that is not fixed",
+            operators=(f"Pooling_v1({kind})",),
+            hint="give the sizes of the inputs: `--input 'NAME:float32[...]'`",
+        )
+    inner, kernel = x.name, list(node.value("kernel", (1,)))
+    strides, pads = _per_axis(node.value("stride", ()), len(kernel), 1), list(pads)
+    pads = pads or [0] * len(kernel)
+    if any(pads):
+        inner = build.add("Pad", x.name, build.shape_constant([0, 0, *pads, 0, 0, *pads]))
+    counts, over = [], []
+    for size, k, s, p in zip(x.shape[2:], kernel, strides, pads, strict=True):
+        whole = (size or 0) + 2 * p
+        count = (whole - k) // s + 1
+        if node.value("pooling_convention", "valid") == "full":
+            count = min(-(-(whole - k) // s) + 1, (whole - 1) // s + 1)
+        counts.append(count)
+        over.append(max((count - 1) * s + k - whole, 0))
+    common = {"kernel_shape": kernel, "strides": strides, "pads": [0] * len(kernel) + over}
+    if kind == "max":
+        name = build.add("MaxPool", inner, **common)
+    else:
+        name = build.add("AveragePool", inner, count_include_pad=1, **common)
+    return [Value(name, (*x.shape[:2], *counts))]
+
+
 def _lrn(build: GraphBuilder, node: Node, ins: list[Value]) -> list[Value]:
     name = build.add(
         "LRN",
@@ -154,24 +222,6 @@ def _lrn(build: GraphBuilder, node: Node, ins: list[Value]) -> list[Value]:
         size=node.value("nsize", 5),
     )
     return [Value(name, ins[0].shape)]
-
-
-def _upsampling(build: GraphBuilder, node: Node, ins: list[Value]) -> list[Value]:
-    x, scale = ins[0], node.value("scale", 1)
-    if node.value("sample_type", "nearest") != "nearest" or len(ins) != 1:
-        raise UnsupportedError(
-            f"node `{node.name}` does not repeat pixels", operators=("UpSampling",)
-        )
-    scales = build.constant([1.0, 1.0, *[float(scale)] * (x.rank - 2)], dtype="float32")
-    name = build.add(
-        "Resize",
-        *(x.name, "", scales),
-        mode="nearest",
-        coordinate_transformation_mode="asymmetric",
-        nearest_mode="floor",
-    )
-    sizes = tuple(None if size is None else size * scale for size in x.shape[2:])
-    return [Value(name, (*x.shape[:2], *sizes))]
 
 
 def _pad(build: GraphBuilder, node: Node, ins: list[Value]) -> list[Value]:
@@ -206,28 +256,30 @@ def _instance_norm(build: GraphBuilder, node: Node, ins: list[Value]) -> list[Va
 
 def _batch_norm(build: GraphBuilder, node: Node, ins: list[Value]) -> list[Value]:
     x, gamma, beta, mean, variance = ins
-    if node.value("axis", 1) % x.rank != 1:
-        raise UnsupportedError(
-            f"node `{node.name}` normalises another axis than 1", operators=("BatchNorm(axis)",)
-        )
+    axis = node.value("axis", 1) % x.rank
+    order = [0, axis, *(at for at in range(1, x.rank) if at != axis)]
+    inner = x.name if axis == 1 else build.add("Transpose", x.name, perm=order)
     scale = gamma.name
     if node.value("fix_gamma", True):
         scale = build.constant([1.0] * int(gamma.shape[0] or 0), dtype="float32")
     name = build.add(
         "BatchNormalization",
-        *(x.name, scale, beta.name, mean.name, variance.name),
+        *(inner, scale, beta.name, mean.name, variance.name),
         epsilon=node.value("eps", 1e-3),
     )
+    if axis != 1:
+        back = [order.index(at) for at in range(x.rank)]
+        name = build.add("Transpose", name, perm=back)
     return [Value(name, x.shape)]
 
 
 EMIT: dict[str, Emit] = {
     **dict.fromkeys(("Convolution", "Convolution_v1"), _convolution),
     "Deconvolution": _deconvolution,
-    **dict.fromkeys(("BatchNorm", "BatchNorm_v1"), _batch_norm),
-    **dict.fromkeys(("Pooling", "Pooling_v1"), _pooling),
+    **dict.fromkeys(("BatchNorm", "BatchNorm_v1", "_contrib_SyncBatchNorm"), _batch_norm),
+    "Pooling": _pooling,
+    "Pooling_v1": _old_pooling,
     "LRN": _lrn,
-    "UpSampling": _upsampling,
     **dict.fromkeys(("Pad", "pad"), _pad),
     "L2Normalization": _normalise,
     "InstanceNorm": _instance_norm,

@@ -394,9 +394,9 @@ def test_missing_parameters_are_named(tmp_path: Path) -> None:
     ("op", "attrs", "inputs"),
     [
         ("Dropout", {"mode": "always"}, 1),
-        ("softmax", {"use_length": True}, 2),
-        ("LayerNorm", {"axis": 1}, 3),
-        ("take", {"mode": "wrap"}, 2),
+        ("log_softmax", {"use_length": True}, 2),
+        ("LayerNorm", {"output_mean_var": True}, 3),
+        ("take", {"mode": "raise"}, 2),
     ],
 )
 def test_a_form_that_would_come_out_wrong_is_refused(
