@@ -6,13 +6,24 @@ what it did.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
-from deploykit._plugins.converters.paddlepaddle.program import every_operation, results_of
+from deploykit._plugins.converters.paddlepaddle.program import (
+    every_block,
+    every_operation,
+    results_of,
+)
 
 Json = dict[str, Any]
 
 INTERPOLATIONS = ("linear", "bilinear", "trilinear", "nearest", "bicubic")
+DOUBLES = {
+    "leaky_relu": ("negative_slope",),
+    "group_norm": ("epsilon",),
+    "pad3d": ("pad_value",),
+    "softplus": ("beta", "threshold"),
+}
 REDUCTIONS = ("sum", "mean", "max", "min", "prod", "amax", "amin", "any", "all")
 
 
@@ -21,6 +32,8 @@ def mend(document: Json) -> list[str]:
     done = []
     for repair, line in (
         (_narrow_scales, "{} interpolation scales from double, as Paddle 3.3 has them, to float"),
+        (_narrow_numbers, "{} attributes from double, as Paddle 3.3 has them, to float"),
+        (_expand_to_sizes, "{} expand_as to sizes known at run time, now expand to those"),
         (_keep_sliced_axis, "{} slices of old programs that kept the axis they were to drop"),
         (_name_reduced_axes, "{} reductions over all axes, now named one by one"),
     ):
@@ -50,6 +63,51 @@ def _narrow_scales(document: Json) -> int:
         for item in scale:
             item["#"] = item["#"].replace("a_f64", "a_f32")
     return len(found)
+
+
+def _narrow_numbers(document: Json) -> int:
+    """paddle2onnx reads these as floats: of a double it takes half the bytes, and computes with that."""
+    count = 0
+    for op in every_operation(document):
+        for name in DOUBLES.get(_name(op).removesuffix("_"), ()):
+            attribute = _attribute(op, name)
+            if attribute is not None and attribute["#"].endswith(".a_f64"):
+                attribute["#"] = attribute["#"].replace("a_f64", "a_f32")
+                count += 1
+    return count
+
+
+def _expand_to_sizes(document: Json) -> int:
+    """paddle2onnx takes the sizes of `expand_as` from its attribute, also those that are -1."""
+    count = 0
+    values = [result["%"] for op in every_operation(document) for result in results_of(op)]
+    fresh = max(values, default=0) + 1
+    for block in every_block(document):
+        at = 0
+        while at < len(block):
+            op = block[at]
+            at += 1
+            sizes = _attribute(op, "target_shape") if _name(op) == "expand_as" else None
+            if sizes is None or len(op["I"]) < 2 or op["I"][1]["%"] == 0:
+                continue
+            if all(size["D"] >= 0 for size in sizes["D"]):
+                continue
+            kind = {"#": "0.t_dtensor", "D": [{"#": "0.t_i64"}, [len(sizes["D"])], "NCHW", [], 0]}
+            shape = {
+                "#": op["#"].replace("expand_as", "shape64"),
+                "A": [],
+                "I": [op["I"][1]],
+                "O": [{"%": fresh, "TT": kind}],
+                "OA": copy.deepcopy(op.get("OA", [])),
+            }
+            op["#"] = op["#"].replace("expand_as", "expand")
+            op["I"] = [op["I"][0], {"%": fresh}]
+            op["A"] = [item for item in op["A"] if item["N"] != "target_shape"]
+            block.insert(at - 1, shape)
+            fresh += 1
+            at += 1
+            count += 1
+    return count
 
 
 def _keep_sliced_axis(document: Json) -> int:

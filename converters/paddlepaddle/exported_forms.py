@@ -1,0 +1,305 @@
+"""What paddle2onnx 2.1 computes otherwise than the program says, put right in the exported graph.
+
+It takes the approximate GELU for the exact one, gives the states of the last recurrent layer for
+those of all, passes over sequence lengths, and takes every region from the first image.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import TYPE_CHECKING, Any
+
+from deploykit._plugins.converters.paddlepaddle.program import (
+    every_operation,
+    input_name,
+    results_of,
+    top_level,
+)
+
+from deploykit.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    import onnx
+
+Json = dict[str, Any]
+
+RECURRENT = ("LSTM", "GRU")
+
+
+def refuse(document: Json) -> None:
+    """Raise UnsupportedError for the forms of an operator that would be exported as another."""
+    outer = {id(op) for op in top_level(document)}
+    for op in every_operation(document):
+        if not op["#"].endswith(".rnn"):
+            continue
+        mode = _attribute(op, "mode")
+        if mode not in RECURRENT:
+            raise UnsupportedError(
+                f"paddle2onnx has no mapping for pd_op.rnn of mode {mode} (nn.SimpleRNN)",
+                operators=("pd_op.rnn",),
+                hint="nn.LSTM and nn.GRU have one",
+            )
+        if _has_lengths(op) and (id(op) not in outer or _input_behind(document, op) is None):
+            raise UnsupportedError(
+                "paddle2onnx cannot export pd_op.rnn with sequence lengths that are computed inside",
+                operators=("pd_op.rnn",),
+                hint="make the lengths an input of the model",
+            )
+
+
+def correct(model: onnx.ModelProto, document: Json) -> list[str]:
+    """Apply every correction to `model` in place and return what was done, a line each."""
+    done = []
+    count = _approximate_gelus(model, document)
+    if count:
+        done.append(f"{count} GELUs exported as exact, now by tanh as the program has them")
+    count = _lengths(model, document)
+    if count:
+        done.append(f"{count} recurrent layers given the sequence lengths that were left out")
+    count = _states(model)
+    if count:
+        done.append(f"{count} final states of the last recurrent layer, now of all layers")
+    count = _regions(model, document)
+    if count:
+        done.append(f"{count} region poolings that took all regions from the first image")
+    return done
+
+
+def _approximate_gelus(model: onnx.ModelProto, document: Json) -> int:
+    """`0.5 x (1 + erf(x / sqrt(2)))` becomes `0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))`."""
+    import onnx
+
+    gelus = [op for op in top_level(document) if op["#"].endswith((".gelu", ".gelu_"))]
+    if not any(_attribute(op, "approximate") for op in gelus):
+        return 0
+    made = {name: node for node in model.graph.node for name in node.output}
+    found = [
+        (node, made[node.input[0]])
+        for node in model.graph.node
+        if node.op_type == "Erf"
+        and node.input[0] in made
+        and made[node.input[0]].op_type == "Div"
+        and _is_root_of_two(made.get(made[node.input[0]].input[1]))
+    ]
+    if len(found) != len(gelus):
+        raise UnsupportedError(
+            f"paddle2onnx exports pd_op.gelu with approximate=True as the exact one, and {len(found)} "
+            f"of it are found where the program has {len(gelus)}",
+            operators=("pd_op.gelu",),
+        )
+    replaced: dict[str, list[onnx.NodeProto]] = {}
+    for number, (op, (erf, divided)) in enumerate(zip(gelus, found, strict=True)):
+        if not _attribute(op, "approximate"):
+            continue
+        x, stem = divided.input[0], f"gelu_by_tanh.{number}"
+        kind = {"t_f16": 10, "t_f64": 11, "t_bf16": 16}.get(_dtype(op), 1)
+        parts = []
+        for name, value in (("cubic", 0.044715), ("root", math.sqrt(2 / math.pi))):
+            tensor = onnx.helper.make_tensor(f"{stem}.{name}", kind, [], [value])
+            model.graph.initializer.append(tensor)
+        for kind_of, inputs, output in (
+            ("Mul", [x, x], "square"),
+            ("Mul", [f"{stem}.square", x], "cube"),
+            ("Mul", [f"{stem}.cube", f"{stem}.cubic"], "part"),
+            ("Add", [x, f"{stem}.part"], "sum"),
+            ("Mul", [f"{stem}.sum", f"{stem}.root"], "scaled"),
+        ):
+            parts.append(
+                onnx.helper.make_node(
+                    kind_of, inputs, [f"{stem}.{output}"], name=f"{stem}.{output}"
+                )
+            )
+        parts.append(onnx.helper.make_node("Tanh", [f"{stem}.scaled"], [erf.output[0]], name=stem))
+        replaced[erf.name] = parts
+    nodes = [part for node in model.graph.node for part in replaced.get(node.name, [node])]
+    copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
+    del model.graph.node[:]
+    model.graph.node.extend(copies)
+    return len(replaced)
+
+
+def _is_root_of_two(node: onnx.NodeProto | None) -> bool:
+    from onnx import numpy_helper
+
+    if node is None or node.op_type != "Constant":
+        return False
+    value = numpy_helper.to_array(node.attribute[0].t)
+    return bool(value.size == 1 and abs(float(value.reshape(())) - math.sqrt(2)) < 1e-2)
+
+
+def _lengths(model: onnx.ModelProto, document: Json) -> int:
+    """Give the lengths to all layers of the recurrent operators that have them."""
+    import onnx
+
+    operators = [op for op in top_level(document) if op["#"].endswith(".rnn")]
+    chains = _chains(model)
+    count = 0
+    if not any(_has_lengths(op) for op in operators):
+        return 0
+    if len(chains) != len(operators):
+        raise UnsupportedError(
+            "paddle2onnx leaves the sequence lengths of pd_op.rnn out", operators=("pd_op.rnn",)
+        )
+    for number, (op, chain) in enumerate(zip(operators, chains, strict=True)):
+        if not _has_lengths(op):
+            continue
+        lengths = f"sequence_lengths.{number}"
+        cast = onnx.helper.make_node(
+            "Cast",
+            [_input_behind(document, op) or ""],
+            [lengths],
+            name=lengths,
+            to=onnx.TensorProto.INT32,
+        )
+        for layer in chain:
+            layer.input[4] = lengths
+            count += 1
+        model.graph.node.insert(0, cast)
+    return count
+
+
+def _states(model: onnx.ModelProto) -> int:
+    """Join the states of all layers, in their order, where those of the last stand for all."""
+    import onnx
+
+    read = {name for node in model.graph.node for name in node.input}
+    read |= {value.name for value in model.graph.output}
+    count = 0
+    for chain in _chains(model):
+        if len(chain) < 2:
+            continue
+        for index in range(1, len(chain[-1].output)):
+            last = chain[-1].output[index]
+            for node in list(model.graph.node):
+                result = node.output[0] if node.output else ""
+                state = re.fullmatch(r"p2o\.pd_op\.rnn\.\d+\.2_\d", result)
+                if list(node.input) == [last] and state and result in read:
+                    joined = onnx.helper.make_node(
+                        "Concat",
+                        [layer.output[index] for layer in chain],
+                        [result],
+                        name=f"states.{result}",
+                        axis=0,
+                    )
+                    node.CopyFrom(joined)
+                    count += 1
+    return count
+
+
+def _regions(model: onnx.ModelProto, document: Json) -> int:
+    """Take each region from its own image, and place it as `aligned` says.
+
+    paddle2onnx gives RoiAlign zeros as the numbers of images, and no way of placing.
+    """
+    import onnx
+
+    operators = [op for op in top_level(document) if op["#"].endswith(".roi_align")]
+    nodes = [node for node in model.graph.node if node.op_type == "RoiAlign"]
+    if not operators:
+        return 0
+    names = [_value_name(model, document, op["I"][2]["%"]) for op in operators]
+    if len(nodes) != len(operators) or None in names:
+        raise UnsupportedError(
+            "paddle2onnx exports pd_op.roi_align for one image only", operators=("pd_op.roi_align",)
+        )
+    make = onnx.helper.make_node
+    for number, (op, node, counts) in enumerate(zip(operators, nodes, names, strict=True)):
+        stem = f"region_images.{number}"
+        for key, value in (("axis", 0), ("one", 1)):
+            shape = [] if key == "axis" else [1]
+            tensor = onnx.helper.make_tensor(
+                f"{stem}.{key}", onnx.TensorProto.INT64, shape, [value]
+            )
+            model.graph.initializer.append(tensor)
+        # the image of a region is the count of images whose regions end at or before it
+        before = [
+            make("Cast", [counts], [f"{stem}.counts"], to=onnx.TensorProto.INT64),
+            make("CumSum", [f"{stem}.counts", f"{stem}.axis"], [f"{stem}.ends"]),
+            make("Shape", [node.input[1]], [f"{stem}.shape"]),
+            make("Gather", [f"{stem}.shape", f"{stem}.axis"], [f"{stem}.regions"]),
+            make("Squeeze", [f"{stem}.one"], [f"{stem}.step"]),
+            make(
+                "Range",
+                [f"{stem}.axis", f"{stem}.regions", f"{stem}.step"],
+                [f"{stem}.places"],
+            ),
+            make("Unsqueeze", [f"{stem}.places", f"{stem}.one"], [f"{stem}.rows"]),
+            make("GreaterOrEqual", [f"{stem}.rows", f"{stem}.ends"], [f"{stem}.passed"]),
+            make("Cast", [f"{stem}.passed"], [f"{stem}.ones"], to=onnx.TensorProto.INT64),
+            make("ReduceSum", [f"{stem}.ones", f"{stem}.one"], [stem], keepdims=0),
+        ]
+        for part in before:
+            part.name = part.output[0]
+        node.input[2] = stem
+        if not _attribute(op, "aligned"):
+            attribute = node.attribute.add()
+            attribute.CopyFrom(
+                onnx.helper.make_attribute("coordinate_transformation_mode", "output_half_pixel")
+            )
+        at = next(i for i, one in enumerate(model.graph.node) if one.output[0] == node.output[0])
+        for part in reversed(before):
+            model.graph.node.insert(at, part)
+    return len(operators)
+
+
+def _value_name(model: onnx.ModelProto, document: Json, number: int) -> str | None:
+    """Return what the exported graph calls the value `number`; None where it does not have it."""
+    graph = model.graph
+    known = {name for node in graph.node for name in node.output}
+    known |= {value.name for value in graph.input}
+    seen: dict[str, int] = {}
+    for op in top_level(document):
+        kind = op["#"].partition(".")[2]
+        for index, result in enumerate(results_of(op)):
+            if result["%"] != number:
+                continue
+            is_input = op["#"].endswith((".data", ".feed"))
+            name = input_name(op) if is_input else f"p2o.pd_op.{kind}.{seen.get(kind, 0)}.{index}"
+            return name if name in known else None
+        seen[kind] = seen.get(kind, 0) + 1
+    return None
+
+
+def _chains(model: onnx.ModelProto) -> list[list[onnx.NodeProto]]:
+    """Return the layers of each recurrent operator: one reads the other's output, reshaped."""
+    made = {name: node for node in model.graph.node for name in node.output}
+    chains: list[list[onnx.NodeProto]] = []
+    for node in model.graph.node:
+        if node.op_type not in RECURRENT:
+            continue
+        reshaped = made.get(node.input[0])
+        # `helper.`: within one operator, for a value of the program has a name of its own
+        inside = reshaped is not None and reshaped.op_type == "Reshape"
+        if inside and reshaped is not None and reshaped.output[0].startswith("helper."):
+            turned = made.get(reshaped.input[0])
+            before = made.get(turned.input[0]) if turned is not None else None
+            if chains and before is not None and before.output[0] == chains[-1][-1].output[0]:
+                chains[-1].append(node)
+                continue
+        chains.append([node])
+    return chains
+
+
+def _has_lengths(op: Json) -> bool:
+    return len(op["I"]) > 3 and op["I"][3]["%"] != 0
+
+
+def _input_behind(document: Json, op: Json) -> str | None:
+    """Return the input of the model whose values are the lengths of `op`, cast or as they are."""
+    producers = {result["%"]: one for one in top_level(document) for result in results_of(one)}
+    source = producers.get(op["I"][3]["%"])
+    while source is not None and source["#"].endswith(".cast"):
+        source = producers.get(source["I"][0]["%"])
+    if source is None or not source["#"].endswith((".data", ".feed")):
+        return None
+    return input_name(source)
+
+
+def _attribute(op: Json, name: str) -> Any:
+    return next((item["AT"]["D"] for item in op["A"] if item["N"] == name), None)
+
+
+def _dtype(op: Json) -> str:
+    kind = op["O"][0]["TT"]
+    return str(kind["D"][0]["#"]).rpartition(".")[2] if kind["#"].endswith(".t_dtensor") else ""
