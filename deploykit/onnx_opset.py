@@ -108,7 +108,8 @@ def _keep_sampling(converted: onnx.ModelProto, own: int, goal: int) -> None:
     values = {tensor.name: tensor for tensor in converted.graph.initializer}
     for node in _nodes(converted.graph):
         if node.op_type == "Constant":
-            values |= {node.output[0]: item.t for item in node.attribute if item.name == "value"}
+            found = [item.t for item in node.attribute if item.name == "value"]
+            values |= dict(zip(node.output, found, strict=False))
     for node in _nodes(converted.graph):
         named = {attribute.name for attribute in node.attribute}
         if node.op_type != "Resize" or "coordinate_transformation_mode" in named:

@@ -154,7 +154,9 @@ def fold_constants(model: onnx.ModelProto) -> int:
     wanted = [name for node in folded for name in node.output if name in needed]
     try:
         values = {**fixed, **_compute(model, folded, wanted, fixed)}
-    except Exception:  # onnxruntime's classes have no common base; it lacks a kernel: nothing is folded
+    except (
+        Exception
+    ):  # onnxruntime's classes have no common base; it lacks a kernel: nothing is folded
         return 0
     count = len(graph.node) - len(kept)
     nodes = [type(node).FromString(node.SerializeToString()) for node in kept]
