@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 Json = dict[str, Any]
 
+CHANNELS_FIRST = ("batch_norm", "group_norm", "prelu", "pixel_shuffle")
 RECURRENT = ("LSTM", "GRU")
 
 
@@ -31,6 +32,22 @@ def refuse(document: Json) -> None:
     """Raise UnsupportedError for the forms of an operator that would be exported as another."""
     outer = {id(op) for op in top_level(document)}
     for op in every_operation(document):
+        name = op["#"].partition(".")[2]
+        if not name:
+            continue  # a parameter
+        layout = _attribute(op, "data_format")
+        if name.removesuffix("_") in CHANNELS_FIRST and layout in ("NHWC", "NDHWC", "NLC"):
+            raise UnsupportedError(
+                f"paddle2onnx exports pd_op.{name} of data_format {layout} as if channels came first",
+                operators=(f"pd_op.{name}",),
+                hint="build the model with channels first (NCHW)",
+            )
+        if name == "p_norm" and _attribute(op, "porder") in (None, math.inf, -math.inf):
+            raise UnsupportedError(
+                "paddle2onnx cannot export pd_op.p_norm of infinite order",
+                operators=("pd_op.p_norm",),
+                hint="write it as the maximum of absolute values",
+            )
         if not op["#"].endswith(".rnn"):
             continue
         mode = _attribute(op, "mode")
@@ -63,6 +80,9 @@ def correct(model: onnx.ModelProto, document: Json) -> list[str]:
     count = _regions(model, document)
     if count:
         done.append(f"{count} region poolings that took all regions from the first image")
+    count = _box_counts(model)
+    if count:
+        done.append(f"{count} suppressions that took the unknown count of boxes for -1")
     return done
 
 
@@ -243,6 +263,43 @@ def _regions(model: onnx.ModelProto, document: Json) -> int:
     return len(operators)
 
 
+def _box_counts(model: onnx.ModelProto) -> int:
+    """Let the places of scores follow from the count of boxes where only a run tells it.
+
+    paddle2onnx writes the count down as it is in the program: -1 where it is not known.
+    """
+    import onnx
+    from onnx import numpy_helper
+
+    made = {name: node for node in model.graph.node for name in node.output}
+    count = 0
+    for node in list(model.graph.node):
+        if node.op_type != "Mul":
+            continue
+        factor, chosen = made.get(node.input[1]), made.get(node.input[0])
+        if factor is None or chosen is None or factor.op_type != "Constant":
+            continue
+        suppression = made.get(chosen.input[0]) if chosen.op_type == "Gather" else None
+        if suppression is None or suppression.op_type != "NonMaxSuppression":
+            continue
+        if numpy_helper.to_array(factor.attribute[0].t).tolist() != [-1]:
+            continue
+        stem = f"{suppression.output[0]}.boxes"
+        last = onnx.helper.make_tensor(f"{stem}.axis", onnx.TensorProto.INT64, [1], [2])
+        model.graph.initializer.append(last)
+        at = next(i for i, one in enumerate(model.graph.node) if one.output[0] == node.output[0])
+        for part in (
+            onnx.helper.make_node("Gather", [f"{stem}.shape", f"{stem}.axis"], [stem], name=stem),
+            onnx.helper.make_node(
+                "Shape", [suppression.input[1]], [f"{stem}.shape"], name=f"{stem}.shape"
+            ),
+        ):
+            model.graph.node.insert(at, part)
+        node.input[1] = stem
+        count += 1
+    return count
+
+
 def _value_name(model: onnx.ModelProto, document: Json, number: int) -> str | None:
     """Return what the exported graph calls the value `number`; None where it does not have it."""
     graph = model.graph
@@ -297,7 +354,7 @@ def _input_behind(document: Json, op: Json) -> str | None:
 
 
 def _attribute(op: Json, name: str) -> Any:
-    return next((item["AT"]["D"] for item in op["A"] if item["N"] == name), None)
+    return next((item["AT"].get("D") for item in op["A"] if item["N"] == name), None)
 
 
 def _dtype(op: Json) -> str:
