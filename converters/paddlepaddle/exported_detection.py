@@ -40,8 +40,9 @@ def _regions(model: onnx.ModelProto, document: Json) -> int:
     nodes = [node for node in model.graph.node if node.op_type == "RoiAlign"]
     if not operators:
         return 0
-    names = [_value_name(model, document, op["I"][2]["%"]) for op in operators]
-    if len(nodes) != len(operators) or None in names:
+    found = [_value_name(model, document, op["I"][2]["%"]) for op in operators]
+    names = [name for name in found if name is not None]
+    if not len(nodes) == len(operators) == len(names):
         raise UnsupportedError(
             "paddle2onnx exports pd_op.roi_align for one image only", operators=("pd_op.roi_align",)
         )

@@ -10,7 +10,7 @@ import math
 import re
 from typing import TYPE_CHECKING, Any
 
-from deploykit._plugins.converters.paddlepaddle import exported_detection
+from deploykit._plugins.converters.paddlepaddle import exported_detection, exported_pooling
 from deploykit._plugins.converters.paddlepaddle.program import (
     every_operation,
     input_name,
@@ -89,6 +89,7 @@ def correct(model: onnx.ModelProto, document: Json) -> list[str]:
     count = _states(model)
     if count:
         done.append(f"{count} final states of the last recurrent layer, now of all layers")
+    done += exported_pooling.correct(model, document)
     done += exported_detection.correct(model, document)
     return done
 

@@ -113,7 +113,7 @@ def _failure(code: int, text: str, missing: tuple[str, ...]) -> UnsupportedError
             operators=(operator,),
             hint="give the sizes of the inputs, for example --input image:float32[1,3,224,224]"
             if sized
-            else None,
+            else "",
         )
     started = re.findall(r"Start export ([\w.]+)", text)
     finished = re.findall(r"Finish export ([\w.]+)", text)

@@ -55,6 +55,7 @@ def convert(worker: Worker, path: Path, output: Path) -> ConvertResult:
         ("expand_as", "1 expand_as to sizes known at run time"),
         ("states", "2 final states of the last recurrent layer"),
         ("lengths", "2 recurrent layers given the sequence lengths"),
+        ("uneven", "1 adaptive poolings into windows of unequal size"),
         ("regions_True", "1 region poolings"),
         ("regions_False", "1 region poolings"),
         ("suppressed_-1", "1 suppressions that took the unknown count"),
