@@ -8,6 +8,7 @@ model of 13 or newer stays as it is: every conversion is a chance to be wrong.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from deploykit.errors import UnsupportedError, UsageError
@@ -35,6 +36,7 @@ def upgrade(model: onnx.ModelProto, asked: int | None) -> tuple[onnx.ModelProto,
     reach it, or the model is too old to run as it is.
     """
     import onnx
+    import onnx.inliner
 
     own = opset_of(model)
     newest = onnx.defs.onnx_opset_version()
@@ -51,7 +53,10 @@ def upgrade(model: onnx.ModelProto, asked: int | None) -> tuple[onnx.ModelProto,
         return model, []
     goal = COMFORTABLE if asked is None else asked
     try:
-        converted = onnx.version_converter.convert_version(model, goal)
+        _refuse_changed(model, own, goal)
+        # the converter loses functions and calls of them, so that their bodies take their place
+        whole = onnx.inliner.inline_local_functions(model, True) if model.functions else model
+        converted = onnx.version_converter.convert_version(whole, goal)
     except Exception as error:  # RuntimeError from an assertion in C++, InferenceError, ValueError
         reason = _reason(error)
         if asked is None and own >= OLDEST_THAT_RUNS:
@@ -62,7 +67,61 @@ def upgrade(model: onnx.ModelProto, asked: int | None) -> tuple[onnx.ModelProto,
             if goal > own
             else "ask for another `--opset`",
         ) from error
-    return _restore(model, converted), [f"opset {own} brought to {goal}"]
+    _keep_sampling(converted, own, goal)
+    done = [f"opset {own} brought to {goal}"]
+    if model.functions:
+        done.insert(0, f"calls of {len(model.functions)} local functions replaced by their bodies")
+    return _restore(model, converted), done
+
+
+CHANGED_MEANING = {"Hardmax": 13, "Scan": 9, "GroupNormalization": 21}
+"""Operators whose meaning changed with an opset, and ONNX's converter passes over it."""
+
+
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for inner in [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]:
+                yield from _nodes(inner)
+
+
+def _refuse_changed(model: onnx.ModelProto, own: int, goal: int) -> None:
+    """Raise ValueError where an operator would compute something else in `goal`."""
+    inner = [node for function in model.functions for node in function.node]
+    for node in [*_nodes(model.graph), *inner]:
+        changed = CHANGED_MEANING.get(node.op_type)
+        if changed and node.domain in STANDARD and own < changed <= goal:
+            raise ValueError(f"failed: {node.op_type} changed its meaning in opset {changed}")
+
+
+def _keep_sampling(converted: onnx.ModelProto, own: int, goal: int) -> None:
+    """Say how a Resize samples where it was an Upsample or Resize that could not.
+
+    Those of opset 10 and before divide coordinates by the scale, and take the value before (the one
+    behind where they shrink); the converter leaves the attributes out, and then half pixels count.
+    """
+    import onnx
+
+    if not own <= 10 < goal:
+        return
+    values = {tensor.name: tensor for tensor in converted.graph.initializer}
+    for node in _nodes(converted.graph):
+        if node.op_type == "Constant":
+            found = [item.t for item in node.attribute if item.name == "value"]
+            values |= dict(zip(node.output, found, strict=False))
+    for node in _nodes(converted.graph):
+        named = {attribute.name for attribute in node.attribute}
+        if node.op_type != "Resize" or "coordinate_transformation_mode" in named:
+            continue
+        scales = values.get(node.input[2])
+        factors = [] if scales is None else onnx.numpy_helper.to_array(scales).tolist()
+        nearest = "ceil" if any(factor < 1 for factor in factors) else "floor"
+        for name, value in (
+            ("coordinate_transformation_mode", "asymmetric"),
+            ("nearest_mode", nearest),
+        ):
+            node.attribute.append(onnx.helper.make_attribute(name, value))
 
 
 def _restore(model: onnx.ModelProto, converted: onnx.ModelProto) -> onnx.ModelProto:

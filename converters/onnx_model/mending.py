@@ -12,15 +12,20 @@ if TYPE_CHECKING:
 # since IR version 4 an initializer need not be an input
 INITIALIZERS_APART = 4
 
+LARGEST_DENSE = 1 << 26
+"""Elements of a sparse constant that is still written out."""
+
 
 def mend(model: onnx.ModelProto) -> list[str]:
     """Apply every repair to `model` in place and return what was done, a line each."""
     repairs: tuple[tuple[Callable[[onnx.ModelProto], int], str], ...] = (
+        (_sparse_constants, "{} sparse constants written out"),
         (_initializers_as_inputs, "{} initializers removed from the inputs"),
         (_unused_initializers, "{} unused initializers removed"),
         (_negative_sizes, "{} sizes of -1 or 0 in inputs and outputs made dynamic axes"),
         (_unsorted_nodes, "{} nodes moved behind those whose results they need"),
         (_node_names, "{} nodes without a name of their own named"),
+        (_stale_outputs, "{} outputs given the shape that follows from the graph"),
         (_stale_shapes, "{} recorded shapes of inner values dropped, to be inferred anew"),
     )
     done = []
@@ -38,6 +43,57 @@ def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
         for attribute in node.attribute:
             for inner in [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]:
                 yield from graphs(inner)
+
+
+def _sparse_constants(model: onnx.ModelProto) -> int:
+    """Write sparse constants out: neither shape inference nor most runtimes know them."""
+    count = 0
+    for graph in graphs(model.graph):
+        kept = []
+        for sparse in graph.sparse_initializer:
+            dense = _dense(sparse)
+            if dense is None:
+                kept.append(sparse)
+                continue
+            graph.initializer.append(dense)
+            count += 1
+        del graph.sparse_initializer[:]
+        graph.sparse_initializer.extend(kept)
+        for node in graph.node:
+            for attribute in node.attribute:
+                if node.op_type != "Constant" or attribute.name != "sparse_value":
+                    continue
+                if (dense := _dense(attribute.sparse_tensor)) is not None:
+                    attribute.Clear()
+                    attribute.name, attribute.type = "value", attribute.TENSOR
+                    attribute.t.CopyFrom(dense)
+                    count += 1
+    return count
+
+
+def _dense(sparse: onnx.SparseTensorProto) -> onnx.TensorProto | None:
+    """Return the tensor itself; None where it would be large, lies elsewhere or is no valid one."""
+    import math
+
+    import numpy as np
+    from onnx import numpy_helper
+
+    parts = (sparse.values, sparse.indices)
+    if any(part.data_location == part.EXTERNAL for part in parts):
+        return None
+    if any(size < 0 for size in sparse.dims) or math.prod(sparse.dims) > LARGEST_DENSE:
+        return None
+    try:
+        values, places = (numpy_helper.to_array(part) for part in parts)
+        dense = np.zeros(tuple(sparse.dims), values.dtype)
+        # indices are positions in the flattened tensor, or a row of coordinates each
+        if places.ndim == 1:
+            dense.reshape(-1)[places] = values
+        else:
+            dense[tuple(places.T)] = values
+    except (ValueError, IndexError, TypeError):
+        return None  # the checker says what is wrong
+    return numpy_helper.from_array(dense, sparse.values.name)
 
 
 def _initializers_as_inputs(model: onnx.ModelProto) -> int:
@@ -149,6 +205,28 @@ def _stale_shapes(model: onnx.ModelProto) -> int:
     stale += sum(name not in found for name in recorded) if found else 0
     del model.graph.value_info[:]
     return stale
+
+
+def _stale_outputs(model: onnx.ModelProto) -> int:
+    """Correct declared shapes of outputs that contradict the graph, which runtimes only warn about."""
+    import onnx
+
+    bare = onnx.ModelProto()
+    bare.CopyFrom(model)
+    for value in bare.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    del bare.graph.value_info[:]
+    try:
+        inferred = onnx.shape_inference.infer_shapes(bare)
+    except (onnx.shape_inference.InferenceError, ValueError):
+        return 0  # larger than a message may be, or invalid: then the checker has the last word
+    count = 0
+    for value, found in zip(model.graph.output, inferred.graph.output, strict=True):
+        ours, theirs = value.type.tensor_type, found.type.tensor_type
+        if ours.elem_type == theirs.elem_type and _contradict(value, found):
+            ours.shape.CopyFrom(theirs.shape)
+            count += 1
+    return count
 
 
 def _contradict(one: onnx.ValueInfoProto, other: onnx.ValueInfoProto) -> bool:

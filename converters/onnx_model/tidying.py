@@ -6,6 +6,7 @@ and keeps the other where the proof fails. Quantisation stays as it is written, 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,9 @@ UNFOLDED = (
 )
 """Operators that give another result at each run, or whose place in the graph carries meaning."""
 
+READABLE = re.compile(r"FLOAT(16)?|DOUBLE|U?INT(8|16|32|64)|BOOL")
+"""Types that ONNX Runtime hands over to numpy."""
+
 LARGEST_GROWTH = 1 << 20
 """Bytes that a folded constant may be larger than what it was computed from."""
 
@@ -45,7 +49,7 @@ def tidy(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
     steps: list[Callable[[Any], Any]] = [common.RemoveUnusedNodesPass()]
     if not any(node.op_type in UNFOLDED[3:] for one in graphs(model.graph) for node in one.node):
         steps.insert(0, common.CommonSubexpressionEliminationPass())
-    if not _bodies_give_copies(model):
+    if not (_bodies_give_copies(model) or _outputs_are_copies(model)):
         steps.insert(0, common.IdentityEliminationPass())
     ir = onnx_ir.from_proto(model)
     for step in steps:
@@ -84,6 +88,22 @@ def _bodies_give_copies(model: onnx.ModelProto) -> bool:
         for graph in bodies
         for node in graph.node
     )
+
+
+def _outputs_are_copies(model: onnx.ModelProto) -> bool:
+    """Whether two outputs are the same value: without the copy between them one would lose its name."""
+    copied = {
+        node.output[0]: node.input[0]
+        for node in model.graph.node
+        if node.op_type == "Identity" and not node.domain
+    }
+    origins = []
+    for value in model.graph.output:
+        name = value.name
+        while name in copied:
+            name = copied[name]
+        origins.append(name)
+    return len(set(origins)) < len(origins)
 
 
 def _count(model: onnx.ModelProto) -> int:
@@ -132,7 +152,12 @@ def fold_constants(model: onnx.ModelProto) -> int:
     }
     needed |= {value.name for inner in graphs(graph) for value in inner.output}
     wanted = [name for node in folded for name in node.output if name in needed]
-    values = {**fixed, **_compute(model, folded, wanted, fixed)}
+    try:
+        values = {**fixed, **_compute(model, folded, wanted, fixed)}
+    except (
+        Exception
+    ):  # onnxruntime's classes have no common base; it lacks a kernel: nothing is folded
+        return 0
     count = len(graph.node) - len(kept)
     nodes = [type(node).FromString(node.SerializeToString()) for node in kept]
     del graph.node[:]
@@ -179,15 +204,13 @@ def _foldable(node: onnx.NodeProto, bytes_of: dict[str, int], shapes: dict[str, 
 
 
 def _size(kind: Any) -> int:
-    """Return the bytes of a tensor of this type; -1 where they cannot be known or it has no numbers."""
+    """Return the bytes of a tensor of this type; -1 where they are unknown or numpy lacks its numbers."""
     import math
 
     import onnx
 
-    if not kind.HasField("shape") or kind.elem_type in (
-        onnx.TensorProto.STRING,
-        onnx.TensorProto.UNDEFINED,
-    ):
+    name = onnx.TensorProto.DataType.Name(kind.elem_type)
+    if not kind.HasField("shape") or not READABLE.fullmatch(name):
         return -1
     if not all(axis.HasField("dim_value") for axis in kind.shape.dim):
         return -1

@@ -104,6 +104,17 @@ def _failure(code: int, text: str, missing: tuple[str, ...]) -> UnsupportedError
         return UnsupportedError(
             f"paddle2onnx has no mapping for {', '.join(missing)}", operators=missing
         )
+    said = re.findall(r"\[OP: (pd_op\.\w+)\]\s*(.+)", text)
+    if said:
+        operator, why = said[-1]
+        sized = re.search(r"static|fixed|unknown", why)
+        return UnsupportedError(
+            f"paddle2onnx cannot export the operator `{operator}`: {why.strip()}",
+            operators=(operator,),
+            hint="give the sizes of the inputs, for example --input image:float32[1,3,224,224]"
+            if sized
+            else "",
+        )
     started = re.findall(r"Start export ([\w.]+)", text)
     finished = re.findall(r"Finish export ([\w.]+)", text)
     reasons = [

@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deploykit._plugins.converters.paddlepaddle import exported_forms
+from deploykit._plugins.converters.paddlepaddle.program import Inferred
+
 from deploykit.errors import PluginError
 from deploykit.onnx_file import opset_of, write_model
 from deploykit.protocol import Signature, TensorSpec
@@ -13,8 +16,8 @@ if TYPE_CHECKING:
     import onnx
 
 
-def finish(exported: bytes, signature: Signature, output: Path) -> tuple[Signature, int, list[str]]:
-    """Write the model `exported` to `output` with the inputs and outputs of `signature`.
+def finish(exported: bytes, inferred: Inferred, output: Path) -> tuple[Signature, int, list[str]]:
+    """Write the model `exported` to `output` with the inputs and outputs of the program `inferred`.
 
     Returns the signature and opset of the file, and the repairs made. Raises PluginError where the
     graph is not what `signature` says or does not pass ONNX's checker with full shape inference.
@@ -26,7 +29,8 @@ def finish(exported: bytes, signature: Signature, output: Path) -> tuple[Signatu
     except Exception as error:  # protobuf's DecodeError, of varying module
         raise PluginError(f"paddle2onnx wrote no ONNX model: {error}") from error
     graph = model.graph
-    done = []
+    signature = inferred.signature
+    done = exported_forms.correct(model, inferred.document)
     for kind, found, wanted in (
         ("input", graph.input, signature.inputs),
         ("output", graph.output, signature.outputs),

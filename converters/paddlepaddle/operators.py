@@ -17,8 +17,6 @@ NAMES_OF_PADDLE_2 = {
     "add": "elementwise_add",
     "add_n": "sum",
     "all": "reduce_all",
-    "amax": "reduce_max",
-    "amin": "reduce_min",
     "any": "reduce_any",
     "arange": "range",
     "argmax": "arg_max",

@@ -34,6 +34,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from deploykit._plugins.converters.paddlepaddle import (
+    exported_forms,
     exporting,
     files,
     graph,
@@ -110,12 +111,11 @@ def convert(request: ConvertRequest) -> ConvertResult:
             shapes = sizes.widen(model, loaded, shapes, keep=named, notes=done)
         inferred = program.infer(loaded, shapes)
         done += repairs.mend(inferred.document)
+        exported_forms.refuse(inferred.document)
         progress.phase("exporting with paddle2onnx")
         exported = exporting.export(inferred.document, loaded, opset)
         progress.phase("checking the ONNX graph")
-        signature, written, repaired = graph.finish(
-            exported, inferred.signature, Path(request.output)
-        )
+        signature, written, repaired = graph.finish(exported, inferred, Path(request.output))
     return ConvertResult(
         signature=signature,
         opset=written,

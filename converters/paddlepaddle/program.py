@@ -159,11 +159,17 @@ def top_level(document: Json) -> list[Json]:
 
 def every_operation(document: Json) -> Iterator[Json]:
     """Yield all operations, also those within branches and loops."""
+    for block in every_block(document):
+        yield from block
+
+
+def every_block(document: Json) -> Iterator[list[Json]]:
+    """Yield the operations of each block: the program's, then those of branches and loops."""
     waiting = [document["program"]]
     while waiting:
         for region in waiting.pop().get("regions", ()):
             for block in region["blocks"]:
-                yield from block["ops"]
+                yield block["ops"]
                 waiting += [op for op in block["ops"] if op.get("regions")]
 
 

@@ -99,6 +99,8 @@ def _walk(regions: list[Any], found: _Found) -> None:
 def _operation(operation: dict[str, Any], found: _Found, outermost: bool) -> None:
     name = str(operation["#"])
     if name == PARAMETER:
+        if not (operation.get("OA") or [1])[0]:
+            return  # not persistable, as the dropout state of an LSTM: it is in no file
         _, shape = _type(operation["O"])
         found.parameters.append(elements(shape or ()))
     elif name in ("1.data", "1.feed") and outermost:

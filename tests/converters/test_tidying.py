@@ -249,3 +249,42 @@ def test_a_branch_that_gives_an_outer_value_stays_valid() -> None:
     after = tidied(before)
     assert "Exp" not in operators(after)
     assert "If" in operators(after)
+
+
+@pytest.mark.parametrize("first", ["Neg", "Identity"])
+def test_outputs_of_one_value_keep_their_names(first: str) -> None:
+    before = model(
+        [
+            helper.make_node(first, ["x"], ["y"]),
+            helper.make_node(first, ["x"], ["z"]),
+            helper.make_node("Identity", ["y"], ["w"]),
+        ],
+        ["y", "z", "w"],
+    )
+    after = tidied(before)
+    assert [value.name for value in after.graph.output] == ["y", "z", "w"]
+
+
+def test_constants_that_numpy_lacks_or_onnx_runtime_cannot_compute_stay() -> None:
+    bfloat16 = model(
+        [
+            helper.make_node("Cast", ["k"], ["short"], to=TensorProto.BFLOAT16),
+            helper.make_node("Shape", ["x"], ["shape"]),
+            helper.make_node("Cast", ["short"], ["back"], to=TensorProto.FLOAT),
+            helper.make_node("Add", ["x", "back"], ["y"]),
+        ],
+        ["y"],
+        {"k": np.array([0.1, 0.2, 0.3], np.float32)},
+    )
+    assert "Cast" in operators(tidied(bfloat16))
+    # ONNX Runtime has no kernel of Erf for double
+    lacking = model(
+        [
+            helper.make_node("Erf", ["k"], ["error"]),
+            helper.make_node("Cast", ["error"], ["number"], to=TensorProto.FLOAT),
+            helper.make_node("Add", ["x", "number"], ["y"]),
+        ],
+        ["y"],
+        {"k": np.array([1.0, 2.0, 3.0])},
+    )
+    assert operators(tidying.tidy(lacking)[0]) == ["Erf", "Cast", "Add"]
