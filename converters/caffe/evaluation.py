@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from deploykit._plugins.converters.caffe import measuring_evaluation
 from deploykit._plugins.converters.caffe.reading import CaffeNet, Layer, Settings
 
 from deploykit import definitions as define
@@ -268,6 +269,7 @@ def _softmax(layer: Layer, ins: list[Array]) -> list[Array]:
 
 
 COMPUTE: dict[str, Compute] = {
+    **measuring_evaluation.COMPUTE,
     **dict.fromkeys(("AbsVal", "Sigmoid", "TanH", "BNLL"), _unary),
     **dict.fromkeys(("Dropout", "Split"), lambda layer, ins: ins * len(layer.tops)),
     **dict.fromkeys(("Convolution", "Deconvolution", "ConvolutionDepthwise"), _convolution),

@@ -3,31 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
+from deploykit._plugins.converters.caffe import measuring
+from deploykit._plugins.converters.caffe.emission import Emit, Value
 from deploykit._plugins.converters.caffe.reading import CaffeNet, Layer, Settings
 
 from deploykit.errors import SourceError, UnsupportedError
 from deploykit.graph_building import GraphBuilder
-
-Sizes = tuple[int | None, ...]
-
-
-@dataclass(frozen=True)
-class Value:
-    """A blob: its name in the graph and its shape, None where a size is dynamic."""
-
-    name: str
-    shape: Sizes
-
-    @property
-    def rank(self) -> int:
-        return len(self.shape)
-
-
-Emit = Callable[[GraphBuilder, Layer, list[Value]], list[Value]]
 
 UNARY = {
     "AbsVal": "Abs",
@@ -202,8 +185,8 @@ def _pooling(build: GraphBuilder, layer: Layer, ins: list[Value]) -> list[Value]
 
 
 def _inner_product(build: GraphBuilder, layer: Layer, ins: list[Value]) -> list[Value]:
-    settings, x = layer.settings("inner_product_param"), ins[0]
-    axis = settings.integer("axis", 1) % x.rank
+    settings, (x,) = layer.settings("inner_product_param"), measuring.flattened(build, layer, ins)
+    axis = settings.integer("axis", 1) % ins[0].rank
     units = settings.integer("num_output", 1)
     weight = _weight(layer, 0)
     weight = (
@@ -214,11 +197,6 @@ def _inner_product(build: GraphBuilder, layer: Layer, ins: list[Value]) -> list[
     name = x.name
     if axis == 1 and x.rank != 2:
         name = build.add("Flatten", name, axis=1)
-    elif axis != x.rank - 1:
-        raise UnsupportedError(
-            f"layer `{layer.name}` multiplies from axis {axis} on",
-            operators=("InnerProduct(axis)",),
-        )
     name = build.add("MatMul", name, build.constant(weight))
     if settings.flag("bias_term", True):
         name = build.add("Add", name, build.constant(_weight(layer, 1).reshape(-1)))
@@ -474,6 +452,7 @@ def _shuffle(build: GraphBuilder, layer: Layer, ins: list[Value]) -> list[Value]
 
 
 EMIT: dict[str, Emit] = {
+    **measuring.EMIT,
     **{kind: _unary(operator) for kind, operator in UNARY.items()},
     **dict.fromkeys(("Dropout", "Split"), _same),
     **dict.fromkeys(("Convolution", "Deconvolution", "ConvolutionDepthwise"), _convolution),

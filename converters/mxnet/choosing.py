@@ -117,10 +117,12 @@ def _one_hot(build: GraphBuilder, node: Node, ins: list[Value]) -> list[Value]:
     return [Value(build.add("Where", found, *values), (*x.shape, depth))]
 
 
-def _gather_nd(build: GraphBuilder, _node: Node, ins: list[Value]) -> list[Value]:
+def _gather_nd(build: GraphBuilder, node: Node, ins: list[Value]) -> list[Value]:
     """MXNet has the axis of coordinates first, ONNX has it last."""
     x, places = ins
     depth = places.shape[0]
+    if depth is None:
+        raise _refused(node, "gathers by a number of coordinates that is not fixed")
     index = build.add("Cast", places.name, to=INT64)
     index = build.add("Transpose", index, perm=[*range(1, places.rank), 0])
     name = build.add("GatherND", x.name, index)

@@ -10,7 +10,7 @@ from deploykit._plugins.converters.mxnet.network import Network, needed
 from deploykit.errors import UsageError
 from deploykit.protocol import TensorSpec
 
-SAME_SHAPE = (
+SAME_SHAPE: tuple[str, ...] = (
     *("identity", "_copy", "BlockGrad", "relu", "tanh", "sigmoid", "negative", "square", "sqrt"),
     "Dropout",
     "BatchNorm",

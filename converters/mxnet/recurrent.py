@@ -112,7 +112,9 @@ def _unpacked(
     total = ways * sum(rows * (one + units + 2) for one in widths)
     if flat.size != total:
         raise SourceError(f"node `{node.name}` has {flat.size} weights where {total} are needed")
-    at, matrices, found = 0, [], []
+    at = 0
+    matrices: list[tuple[Array, Array]] = []
+    found: list[list[tuple[Array, ...]]] = []
     for one in widths:
         for _ in range(ways):
             first = flat[at : at + rows * one].reshape(rows, one)
@@ -120,7 +122,7 @@ def _unpacked(
             matrices.append((first, flat[at : at + rows * units].reshape(rows, units)))
             at += rows * units
     for layer in range(layers):
-        row = []
+        row: list[tuple[Array, ...]] = []
         for way in range(ways):
             pair = (flat[at : at + rows], flat[at + rows : at + 2 * rows])
             row.append((*matrices[layer * ways + way], *pair))

@@ -77,7 +77,7 @@ def _pooling(node: Node, ins: list[Array]) -> Array:
     mean = kind == "avg"
     space = tuple(range(2, x.ndim))
     if node.value("global_pool", False):
-        functions = {"avg": x.mean, "max": x.max, "sum": x.sum}
+        functions: dict[str, Any] = {"avg": x.mean, "max": x.max, "sum": x.sum}
         return np.asarray(functions[kind](axis=space, keepdims=True))
     kernel = list(node.value("kernel", (1,)))
     strides = _tuple(node, "stride", len(kernel), 1)

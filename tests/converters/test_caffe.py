@@ -103,6 +103,31 @@ LAYERS: dict[str, tuple[str, list[Any], list[tuple[int, ...]]]] = {
         [w(6, 2, 3, 2), w(6)],
         [(2, 4, 9, 8)],
     ),
+    "mvn": (simple("MVN"), [], [(2, 3, 4, 5)]),
+    "mvn across": (
+        simple("MVN", "mvn_param { across_channels: true normalize_variance: false }"),
+        [],
+        [(2, 3, 4, 5)],
+    ),
+    "argmax": (simple("ArgMax", "argmax_param { axis: 1 }"), [], [(2, 3, 4, 5)]),
+    "tile": (simple("Tile", "tile_param { axis: 1 tiles: 2 }"), [], [(2, 3, 4, 5)]),
+    "threshold": (simple("Threshold", "threshold_param { threshold: 0.1 }"), [], [(2, 3, 4)]),
+    **{
+        f"reduction {kind}": (
+            simple("Reduction", f"reduction_param {{ operation: {kind} axis: 2 coeff: 2 }}"),
+            [],
+            [(2, 3, 4, 5)],
+        )
+        for kind in ("SUM", "ASUM", "SUMSQ", "MEAN")
+    },
+    "interp": (simple("Interp", "interp_param { height: 8 width: 9 }"), [], [(2, 3, 4, 5)]),
+    "interp zoom": (simple("Interp", "interp_param { zoom_factor: 2 }"), [], [(2, 3, 4, 5)]),
+    "interp shrink": (simple("Interp", "interp_param { shrink_factor: 2 }"), [], [(2, 3, 5, 7)]),
+    "inner product within": (
+        simple("InnerProduct", "inner_product_param { num_output: 5 axis: 2 }"),
+        [w(5, 20), w(5)],
+        [(2, 3, 4, 5)],
+    ),
     "depthwise": (
         simple(
             "ConvolutionDepthwise",
