@@ -424,6 +424,8 @@ def _layer(layer: Mapping[str, Any], version: int, weights: Groups, called: Call
             inner=network,
         )
     own = weights.of(name, str(layer["class_name"]))
+    if own:
+        _check_numbers(layer, name, own)
     kind, config, values = modern(str(layer["class_name"]), dict(layer["config"]), own, version)
     if called.arguments:
         config["arguments"] = called.arguments
@@ -435,6 +437,33 @@ def _layer(layer: Mapping[str, Any], version: int, weights: Groups, called: Call
         masks=masks,
         weights=Weights(name, values),
     )
+
+
+def _check_numbers(layer: Mapping[str, Any], name: str, weights: Mapping[str, Array]) -> None:
+    """Raise UnsupportedError where the weights of a layer are no plain numbers of single precision."""
+    kind = str(layer["class_name"])
+    policy = layer["config"].get("dtype")
+    named = policy
+    if isinstance(policy, dict):
+        named = (policy.get("config") or {}).get("name")
+        if "source_name" in (policy.get("config") or {}):
+            raise UnsupportedError(
+                f"layer `{name}` ({kind}) is quantised ({policy['class_name']})",
+                operators=(kind,),
+                hint="convert the model as it was before `quantize`",
+            )
+    if named in ("float16", "bfloat16") and any(one.dtype.kind == "f" for one in weights.values()):
+        raise UnsupportedError(
+            f"layer `{name}` ({kind}) computes in {named}",
+            operators=(kind,),
+            hint="set its dtype policy to float32 and save the model again",
+        )
+    if any("lora_" in one for one in weights):
+        raise UnsupportedError(
+            f"layer `{name}` ({kind}) holds the factors of LoRA apart",
+            operators=(kind,),
+            hint="save the model as `.keras`, which merges them",
+        )
 
 
 def _refs(entries: Any) -> tuple[Ref, ...]:

@@ -138,6 +138,11 @@ def _datasets(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def _array(dataset: Any) -> Array:
     import numpy as np
 
+    if dataset.dtype.kind == "V" and dataset.dtype.itemsize == 2:
+        raise UnsupportedError(
+            f"the weights `{dataset.name}` are bfloat16",
+            hint="set the model's dtype policy to float32 and save it again",
+        )
     if dataset.dtype.kind not in "fiub":
         raise ValueError(f"weights of dtype {dataset.dtype}")
     if dataset.nbytes > dataset.file.id.get_filesize() * LARGEST_RATIO:

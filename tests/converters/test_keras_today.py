@@ -19,7 +19,7 @@ MAKE_MODELS = Path(__file__).resolve().parent.parent / "fixtures" / "make_keras_
 NAMES = (
     *("masked_last", "masked_both_ways", "masked_values"),
     *("every_frame", "functions", "translator", "normalised", "bent", "grown"),
-    *("attentive", "joined", "within"),
+    *("attentive", "joined", "both_ways", "within"),
 )
 
 
@@ -48,6 +48,11 @@ def test_a_model_gives_what_keras_gives(made: Path, name: str, suffix: str, tmp_
     assert len(found) == sum(key.startswith("out_") for key in golden)
     for number, value in enumerate(found):
         np.testing.assert_allclose(value, golden[f"out_{number}"], rtol=1e-4, atol=1e-5)
+
+
+def test_a_quantised_layer_is_refused_by_name(made: Path, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match=r"`coarse` .* is quantised"):
+        dk.convert(made / "quantised.keras", tmp_path / "out.onnx")
 
 
 def test_attention_along_two_axes_is_refused(made: Path, tmp_path: Path) -> None:
