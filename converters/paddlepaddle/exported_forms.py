@@ -239,8 +239,8 @@ def _many_images(document: Json, op: Json) -> bool:
     """Whether `op` may get boxes of more than one image."""
     boxes = op["I"][0]["%"]
     results = [result for one in every_operation(document) for result in results_of(one)]
-    kinds = [result["TT"]["D"] for result in results if result["%"] == boxes]
-    if kinds and kinds[0][1][:1] == [1]:
+    kinds = [result["TT"].get("D") for result in results if result["%"] == boxes]
+    if kinds and kinds[0] and kinds[0][1][:1] == [1]:
         return False
     return any(
         op["O"][0]["TT"]["D"][1][:1] != [1]

@@ -24,7 +24,9 @@ def correct(model: onnx.ModelProto, document: Json) -> list[str]:
     from onnx import helper, numpy_helper
 
     kinds = {
-        result["%"]: result["TT"]["D"] for op in top_level(document) for result in results_of(op)
+        result["%"]: result["TT"].get("D")
+        for op in top_level(document)
+        for result in results_of(op)
     }
     pools = [op for op in top_level(document) if op["#"].endswith(".pool2d")]
     uneven = [op for op in pools if _is_uneven(op, kinds)]

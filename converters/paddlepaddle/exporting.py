@@ -38,6 +38,8 @@ def export(document: dict[str, Any], loaded: Loaded, opset: int) -> bytes:
         )
     scratch: Path = files.scratch
     graph, log, output = (scratch / name for name in ("mended.json", "log.txt", "model.onnx"))
+    for earlier in (log, output):
+        earlier.unlink(missing_ok=True)
     graph.write_text(json.dumps(document))
     code = _in_child(
         lambda: output.write_bytes(

@@ -47,7 +47,7 @@ from deploykit._plugins.converters.paddlepaddle import (
 )
 
 from deploykit import progress
-from deploykit.errors import UsageError
+from deploykit.errors import UnsupportedError, UsageError
 from deploykit.protocol import (
     ConvertRequest,
     ConvertResult,
@@ -104,16 +104,20 @@ def convert(request: ConvertRequest) -> ConvertResult:
             result: ConvertResult = ragged.convert(rows, model, request)
             return result
         loaded = program.load(model)
-        shapes = sizes.wanted(loaded, source.inputs, request.dynamic)
+        shapes = declared = sizes.wanted(loaded, source.inputs, request.dynamic)
         if settings["sizes"] == "accepted":
             named = {spec.name for spec in source.inputs} | {axis.input for axis in request.dynamic}
             progress.phase("trying another image size in Paddle")
             shapes = sizes.widen(model, loaded, shapes, keep=named, notes=done)
-        inferred = program.infer(loaded, shapes)
-        done += repairs.mend(inferred.document)
-        exported_forms.refuse(inferred.document)
-        progress.phase("exporting with paddle2onnx")
-        exported = exporting.export(inferred.document, loaded, opset)
+        try:
+            inferred, exported, mended = _export(loaded, shapes, opset)
+        except UnsupportedError:
+            if shapes == declared:
+                raise
+            # adaptive pooling, for one, is exported for fixed sizes only
+            done = ["the declared image size stays: paddle2onnx cannot export the model for others"]
+            inferred, exported, mended = _export(loaded, declared, opset)
+        done += mended
         progress.phase("checking the ONNX graph")
         signature, written, repaired = graph.finish(exported, inferred, Path(request.output))
     return ConvertResult(
@@ -122,6 +126,17 @@ def convert(request: ConvertRequest) -> ConvertResult:
         repairs=(*done, *repaired),
         versions={name: version(name) for name in ("paddlepaddle", "paddle2onnx", "onnx", "numpy")},
     )
+
+
+def _export(
+    loaded: program.Loaded, shapes: sizes.Shapes, opset: int
+) -> tuple[program.Inferred, bytes, list[str]]:
+    """Return the program with inputs of `shapes`, its export and the repairs made before."""
+    inferred = program.infer(loaded, shapes)
+    done = repairs.mend(inferred.document)
+    exported_forms.refuse(inferred.document)
+    progress.phase("exporting with paddle2onnx")
+    return inferred, exporting.export(inferred.document, loaded, opset), done
 
 
 def reference(request: ReferenceRequest) -> Session:

@@ -56,6 +56,7 @@ def convert(worker: Worker, path: Path, output: Path) -> ConvertResult:
         ("states", "2 final states of the last recurrent layer"),
         ("lengths", "2 recurrent layers given the sequence lengths"),
         ("uneven", "1 adaptive poolings into windows of unequal size"),
+        ("declared", "the declared image size stays"),
         ("regions_True", "1 region poolings"),
         ("regions_False", "1 region poolings"),
         ("suppressed_-1", "1 suppressions that took the unknown count"),
