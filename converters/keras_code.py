@@ -14,21 +14,22 @@
 """Keras by reference: the user's code builds the model in Keras itself, our own map converts it.
 
 The environment is that of the TensorFlow converter. Keras saves what the code built as an archive,
-and `converters/keras` reads that; the reference is Keras.
+and `converters/keras` reads that; the reference is Keras. A model that our map cannot take is traced.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploykit import user_code
 from deploykit.definition_session import DefinitionSession
-from deploykit.errors import SourceError, UsageError
+from deploykit.errors import SourceError, UnsupportedError, UsageError
 from deploykit.progress import phase
 from deploykit.protocol import (
     ConvertRequest,
@@ -45,41 +46,41 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 HINT = "return a keras.Model"
+ARCHIVE = "keras/v3"
 
 
 def inspect(source: Source) -> Signature:
-    """Return inputs and outputs under the names of their layers.
+    """Return inputs and outputs, under the names of their layers where our own map takes the model.
 
     Raises SourceError where the code returns no model, UsageError where its weights do not fit,
-    UnsupportedError where a layer has no ONNX form.
+    UnsupportedError where an operator has no ONNX form.
     """
-    from deploykit._plugins.converters.keras import plugin
-
-    model = _model(source)
-    with tempfile.TemporaryDirectory() as folder:
-        signature: Signature = plugin.inspect(_saved(model, source, Path(folder)))
+    with _opened(source) as (_, plugin, saved):
+        signature: Signature = plugin.inspect(saved)
     return signature
 
 
 def convert(request: ConvertRequest) -> ConvertResult:
     """Write the model as ONNX. Raises as `inspect` does."""
-    from deploykit._plugins.converters.keras import plugin
-
-    model = _model(request.source)
-    with tempfile.TemporaryDirectory() as folder:
-        source = _saved(model, request.source, Path(folder))
-        result: ConvertResult = plugin.convert(replace(request, source=source))
+    with _opened(request.source) as (_, plugin, saved):
+        result: ConvertResult = plugin.convert(replace(request, source=saved))
+        if saved.format != ARCHIVE:
+            note = "layers of the user's own, or with code: traced by TensorFlow"
+            result = replace(result, repairs=(*result.repairs, note))
     return result
 
 
 def reference(request: ReferenceRequest) -> Session:
-    """Return the model in Keras, at inference. Raises as `inspect` does."""
-    model = _model(request.source)
+    """Return the model in Keras, at inference; a traced one in TensorFlow. Raises as `inspect` does."""
+    with _opened(request.source) as (model, plugin, saved):
+        if saved.format != ARCHIVE:
+            traced: Session = plugin.reference(replace(request, source=saved))
+            return traced
+        signature: Signature = plugin.inspect(saved)
     if request.threads is not None:
         import tensorflow as tf
 
         tf.config.threading.set_intra_op_parallelism_threads(request.threads)
-    signature = inspect(request.source)
 
     def evaluate(feed: Mapping[str, Array]) -> dict[str, Array]:
         import numpy as np
@@ -94,6 +95,32 @@ def reference(request: ReferenceRequest) -> Session:
 
     session: Session = DefinitionSession(signature, evaluate)
     return session
+
+
+@contextlib.contextmanager
+def _opened(source: Source) -> Iterator[tuple[Any, Any, Source]]:
+    """Build the model; yield it, the converter for it, and the model as that converter takes it.
+
+    Our own map comes first. It knows no layers of the user's own and none with code (Lambda): such a
+    model is traced by TensorFlow, which has it in this environment.
+    """
+    from deploykit._plugins.converters.keras import plugin as own
+    from deploykit._plugins.converters.tensorflow import plugin as traced
+
+    model = _model(source)
+    with tempfile.TemporaryDirectory(prefix="deploykit-keras-") as folder:
+        phase("saving the model")
+        saved = replace(source, location=f"{folder}/model.keras", format=ARCHIVE, options={})
+        try:
+            model.save(saved.location)
+            own.inspect(saved)
+        except (UnsupportedError, NotImplementedError, ValueError, TypeError):
+            phase("tracing the model")
+            location = f"{folder}/saved_model"
+            model.export(location, verbose=False)
+            yield model, traced, replace(saved, location=location, format="tensorflow/saved_model")
+            return
+        yield model, own, saved
 
 
 def _model(source: Source) -> Any:
@@ -127,11 +154,3 @@ def _model(source: Source) -> Any:
                 hint="name the weights that this code was trained to",
             ) from error
     return model
-
-
-def _saved(model: Any, source: Source, folder: Path) -> Source:
-    """Save the model as an archive; return it as a source with the user's inputs."""
-    path = folder / "model.keras"
-    phase("saving the model")
-    model.save(path)
-    return Source(location=str(path), format="keras/v3", inputs=source.inputs, trust=source.trust)

@@ -157,7 +157,9 @@ def refuse(model: KerasModel) -> None:
         hint = "replace them by layers of Keras' own and save the model again"
         if "Lambda" in wrong.values():
             hint = (
-                "a Lambda layer is Python code of its author's machine, which --trust cannot move; "
+                "a Lambda layer is bytecode of its author's Python, which no file tells: load it in Keras "
+                "yourself, in a function `make` that returns "
+                "`keras.models.load_model(FILE, safe_mode=False)`, and convert `THAT.py:make`; or "
                 + hint
             )
         raise UnsupportedError(

@@ -60,3 +60,16 @@ def test_what_is_no_model_and_weights_that_do_not_fit(tmp_path: Path) -> None:
         dk.convert(
             f"{CODE}:digits", tmp_path / "out.onnx", source=dk.SourceOptions(settings={"w": "1"})
         )
+
+
+def test_layers_of_ones_own_are_traced(tmp_path: Path) -> None:
+    done = dk.convert(f"{CODE}:own_layers", tmp_path / "out.onnx")
+    assert done.verified
+    assert any("traced by TensorFlow" in line for line in done.repairs)
+    session = onnxruntime.InferenceSession(tmp_path / "out.onnx")
+    x = np.random.default_rng(0).standard_normal((2, 4, 3)).astype(np.float32)
+    (y,) = session.run(None, {"x": x})
+    assert y.shape == (2, 20)
+    # sin(t) / (1 + t²) of t and of -t are opposites: only the whole model has this
+    (z,) = session.run(None, {"x": -x})
+    np.testing.assert_allclose(z, -y, rtol=1e-4, atol=1e-5)
