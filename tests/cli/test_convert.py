@@ -23,6 +23,7 @@ def test_one_json_document_and_a_file(odd: CommandLine, odd_model: Path) -> None
     assert value.keys() == {
         *("source", "format", "converter", "source_sha256", "output", "onnx_sha256", "signature"),
         *("opset", "verified", "cases", "parity", "repairs", "notes", "versions"),
+        *("steps", "atol"),
     }
     assert value["output"] == str(odd.folder / "out.onnx")
     assert value["cases"] == 6

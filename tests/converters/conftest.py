@@ -80,7 +80,7 @@ class TensorFlow:
         return result
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def tensorflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TensorFlow]:
     plugin = plugins.converter("tensorflow")
     python = environments.interpreter(plugin)

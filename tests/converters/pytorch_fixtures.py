@@ -35,7 +35,8 @@ def zoo(python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
+# of one module: a worker that outlives it shows where others look for workers left behind
+@pytest.fixture(scope="module")
 def worker(python: Path) -> Iterator[Worker]:
     with Worker(plugins.converter("pytorch"), python=python, label="pytorch", threads=2) as worker:
         yield worker
