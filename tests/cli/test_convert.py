@@ -30,7 +30,9 @@ def test_one_json_document_and_a_file(odd: CommandLine, odd_model: Path) -> None
     assert value["parity"][0].keys() >= {"output", "ok", "max_abs_error", "cosine", "sqnr_db"}
     assert [path.name for path in odd.folder.iterdir()] == ["out.onnx"]
     assert (odd.folder / "out.onnx").stat().st_size > 100
-    assert [line[:24] for line in done.stderr.splitlines()] == [
+    # on a slow machine a line tells that it still works
+    said = [line for line in done.stderr.splitlines() if not line.startswith("…")]
+    assert [line[:24] for line in said] == [
         "ok    convert odd.mlmode",
         "  repaired: nothing [rea",
         "ok    verify against App",
