@@ -427,11 +427,15 @@ def test_what_a_bidirectional_gives_in_masked_steps_depends_on_the_version(tmp_p
         dk.convert(unknown, tmp_path / "u.onnx")
 
 
-@pytest.mark.parametrize("layer", ["LocallyConnected1D", "LocallyConnected2D"])
-@pytest.mark.parametrize("order", ["channels_last", "channels_first"])
+@pytest.mark.parametrize(
+    ("layer", "order"),
+    [
+        ("LocallyConnected1D", "channels_last"),
+        ("LocallyConnected2D", "channels_last"),
+        ("LocallyConnected2D", "channels_first"),
+    ],
+)
 def test_a_kernel_for_each_place(layer: str, order: str, tmp_path: Path) -> None:
-    if layer == "LocallyConnected1D" and order == "channels_first":
-        pytest.skip("Keras has no such order for one axis")
     shape: list[int | None]
     config: dict[str, Any]
     if layer == "LocallyConnected1D":
