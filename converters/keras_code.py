@@ -111,16 +111,27 @@ def _opened(source: Source) -> Iterator[tuple[Any, Any, Source]]:
     with tempfile.TemporaryDirectory(prefix="deploykit-keras-") as folder:
         phase("saving the model")
         saved = replace(source, location=f"{folder}/model.keras", format=ARCHIVE, options={})
-        try:
-            model.save(saved.location)
-            own.inspect(saved)
-        except (UnsupportedError, NotImplementedError, ValueError, TypeError):
+        plugin = own if _is_known(model, saved) else traced
+        if plugin is traced:
             phase("tracing the model")
-            location = f"{folder}/saved_model"
-            model.export(location, verbose=False)
-            yield model, traced, replace(saved, location=location, format="tensorflow/saved_model")
-            return
-        yield model, own, saved
+            saved = replace(saved, location=f"{folder}/traced", format="tensorflow/saved_model")
+            model.export(saved.location, verbose=False)
+        yield model, plugin, saved
+
+
+def _is_known(model: Any, saved: Source) -> bool:
+    """Save `model` as the archive `saved`; return whether our own map takes it.
+
+    Keras cannot save what has no configuration, and says so by errors of several kinds.
+    """
+    from deploykit._plugins.converters.keras import plugin as own
+
+    try:
+        model.save(saved.location)
+        own.inspect(saved)
+    except (UnsupportedError, NotImplementedError, ValueError, TypeError):
+        return False
+    return True
 
 
 def _model(source: Source) -> Any:
