@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 from deploykit import user_code
 from deploykit.definition_session import DefinitionSession
 from deploykit.errors import SourceError, UnsupportedError, UsageError
+from deploykit.plugin_settings import check_names
 from deploykit.progress import phase
 from deploykit.protocol import (
     ConvertRequest,
@@ -135,11 +136,7 @@ def _is_known(model: Any, saved: Source) -> bool:
 
 
 def _model(source: Source) -> Any:
-    for key in source.options:
-        if key != "weights":
-            raise UsageError(
-                f"the Keras converter of code has no setting `{key}`", hint="it has: weights"
-            )
+    check_names(source.options, ("weights",), plugin="the Keras converter of code")
     phase("importing Keras")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import keras

@@ -6,7 +6,7 @@ This file also runs inside plugin environments: standard library only.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from deploykit.errors import UsageError
@@ -35,6 +35,18 @@ class Setting:
             )
 
 
+def check_names(asked: Iterable[str], known: Collection[str], *, plugin: str) -> None:
+    """Raise UsageError for a setting that `plugin` does not have; it lists those that it has."""
+    for name in asked:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            guess = f' (did you mean "{close[0]}"?)' if close else ""
+            raise UsageError(
+                f"{plugin} has no setting `{name}`{guess}",
+                hint=f"it has: {', '.join(sorted(known)) or 'none'}",
+            )
+
+
 def in_force(
     asked: Mapping[str, str], known: Mapping[str, Setting], *, plugin: str
 ) -> dict[str, str]:
@@ -42,13 +54,7 @@ def in_force(
 
     Raises UsageError for a name that is not known (it lists those that are) or a wrong value.
     """
+    check_names(asked, known, plugin=plugin)
     for name, value in asked.items():
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            guess = f' (did you mean "{close[0]}"?)' if close else ""
-            raise UsageError(
-                f"{plugin} knows no setting `{name}`{guess}",
-                hint=f"it knows {', '.join(sorted(known)) or 'none'}",
-            )
         known[name].check(name, value)
     return {name: asked.get(name, setting.default) for name, setting in known.items()}

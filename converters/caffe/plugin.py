@@ -22,6 +22,7 @@ from deploykit._plugins.converters.caffe import evaluation, mapping, reading
 from deploykit.definition_session import DefinitionSession
 from deploykit.errors import SourceError, UsageError
 from deploykit.graph_building import GraphBuilder, finish
+from deploykit.plugin_settings import check_names
 from deploykit.progress import phase
 from deploykit.protocol import (
     ConvertRequest,
@@ -66,10 +67,7 @@ def reference(request: ReferenceRequest) -> Session:
 
 
 def _read(source: Source) -> reading.CaffeNet:
-    if source.options:
-        raise UsageError(
-            f"the Caffe converter has no setting `{next(iter(source.options))}`", hint="it has none"
-        )
+    check_names(source.options, (), plugin="the Caffe converter")
     net = reading.read(Path(source.location))
     mapping.refuse(net)
     return net

@@ -27,6 +27,7 @@ from deploykit._plugins.converters.caffe2 import evaluation, mapping, reading
 from deploykit.definition_session import DefinitionSession
 from deploykit.errors import SourceError, UnsupportedError, UsageError
 from deploykit.graph_building import GraphBuilder, finish
+from deploykit.plugin_settings import check_names
 from deploykit.progress import phase
 from deploykit.protocol import (
     ConvertRequest,
@@ -112,9 +113,7 @@ def _read(source: Source) -> Model:
 
 
 def _model(source: Source) -> Model:
-    for key in source.options:
-        if key != "init":
-            raise UsageError(f"the Caffe2 converter has no setting `{key}`", hint="it has: init")
+    check_names(source.options, ("init",), plugin="the Caffe2 converter")
     path = Path(source.location)
     net = reading.read(path)
     init = Path(source.options["init"]) if "init" in source.options else _init_beside(path)

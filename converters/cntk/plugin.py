@@ -34,6 +34,7 @@ from deploykit._plugins.converters.cntk.graph import Root
 from deploykit.definition_session import DefinitionSession
 from deploykit.errors import DeploykitError, SourceError, UsageError
 from deploykit.graph_building import GraphBuilder, finish
+from deploykit.plugin_settings import check_names
 from deploykit.progress import phase
 from deploykit.protocol import (
     ConvertRequest,
@@ -90,11 +91,7 @@ def reference(request: ReferenceRequest) -> Session:
 def _built(
     source: Source, dynamic: tuple[DynamicAxis, ...]
 ) -> tuple[network.Network, GraphBuilder, Signature, tuple[str, ...]]:
-    for key in source.options:
-        if key not in SETTINGS:
-            raise UsageError(
-                f"the CNTK converter has no setting `{key}`", hint=f"it has: {', '.join(SETTINGS)}"
-            )
+    check_names(source.options, SETTINGS, plugin="the CNTK converter")
     layout = source.options.get("sequences", "one")
     if layout not in ("one", "batch"):
         raise UsageError(

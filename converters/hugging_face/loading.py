@@ -15,7 +15,7 @@ from deploykit._plugins.converters.pytorch.modules import module_program
 from deploykit._plugins.converters.pytorch.program import Program, first_line
 
 from deploykit.errors import SourceError, UnsupportedError, UsageError
-from deploykit.plugin_settings import Setting
+from deploykit.plugin_settings import Setting, check_names
 from deploykit.progress import phase
 from deploykit.protocol import Source
 
@@ -65,12 +65,7 @@ def load(source: Source) -> Loaded:
 
 
 def _check_settings(source: Source) -> None:
-    for name in source.options:
-        if name not in SETTINGS:
-            raise UsageError(
-                f"the converter hugging-face has no setting `{name}`",
-                hint=f"settings: {', '.join(SETTINGS)}",
-            )
+    check_names(source.options, SETTINGS, plugin="the Hugging Face converter")
     if "part" in source.options:
         Setting(default="", choices=("encoder",)).check("part", source.options["part"])
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from deploykit import user_code
 from deploykit.errors import SourceError, UnsupportedError, UsageError
+from deploykit.plugin_settings import check_names
 from deploykit.progress import phase
 from deploykit.protocol import Dimension, DynamicAxis, Signature, Source, TensorSpec
 
@@ -51,9 +52,7 @@ def _spec(name: str, value: Any) -> TensorSpec:
 
 def load(source: Source, dynamic: tuple[DynamicAxis, ...] = ()) -> Function:
     """Run the user's callable and trace what it returns. Raises as the plugin's `inspect` does."""
-    for name in source.options:
-        if name != "outputs":
-            raise UsageError(f"the converter jax has no setting `{name}`", hint="settings: outputs")
+    check_names(source.options, ("outputs",), plugin="the JAX converter")
     phase("importing jax")
     os.environ["JAX_PLATFORMS"] = "cpu"
     import jax

@@ -28,6 +28,7 @@ from deploykit._plugins.converters.keras.reading import KerasModel
 from deploykit.definition_session import DefinitionSession
 from deploykit.errors import SourceError, UsageError
 from deploykit.graph_building import GraphBuilder, finish
+from deploykit.plugin_settings import check_names
 from deploykit.progress import phase
 from deploykit.protocol import (
     ConvertRequest,
@@ -75,12 +76,7 @@ def reference(request: ReferenceRequest) -> Session:
 
 
 def _read(source: Source) -> KerasModel:
-    known = ("backend", "weights")
-    for key in source.options:
-        if key not in known:
-            raise UsageError(
-                f"the Keras converter has no setting `{key}`", hint=f"it has: {', '.join(known)}"
-            )
+    check_names(source.options, ("backend", "weights"), plugin="the Keras converter")
     asked = source.options.get("backend")
     if asked is not None and asked not in backends.BACKENDS:
         raise UsageError(

@@ -28,8 +28,9 @@ from deploykit._plugins.converters.mxnet import (
 )
 
 from deploykit.definition_session import DefinitionSession
-from deploykit.errors import SourceError, UsageError
+from deploykit.errors import SourceError
 from deploykit.graph_building import GraphBuilder, finish
+from deploykit.plugin_settings import check_names
 from deploykit.progress import phase
 from deploykit.protocol import (
     ConvertRequest,
@@ -76,9 +77,7 @@ def reference(request: ReferenceRequest) -> Session:
 
 
 def _read(source: Source) -> network.Network:
-    for key in source.options:
-        if key != "params":
-            raise UsageError(f"the MXNet converter has no setting `{key}`", hint="it has: params")
+    check_names(source.options, ("params",), plugin="the MXNet converter")
     params = Path(source.options["params"]) if "params" in source.options else None
     return network.read(Path(source.location), params)
 

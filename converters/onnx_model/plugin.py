@@ -32,7 +32,7 @@ from deploykit._plugins.converters.onnx_model import (
 )
 
 from deploykit import onnx_opset
-from deploykit.errors import UsageError
+from deploykit.plugin_settings import Setting, in_force
 from deploykit.progress import phase
 from deploykit.protocol import (
     ConvertRequest,
@@ -108,9 +108,5 @@ def reference(request: ReferenceRequest) -> Session:
 
 def _check_options(source: Source) -> bool:
     """Return whether the graph shall be tidied; raise UsageError for an unknown setting."""
-    for key, value in source.options.items():
-        if key != "tidy":
-            raise UsageError(f"the ONNX converter has no setting `{key}`", hint="it has: tidy")
-        if value not in ("yes", "no"):
-            raise UsageError(f"`tidy={value}` is no choice", hint="it is yes or no")
-    return source.options.get("tidy") == "yes"
+    known = {"tidy": Setting(default="no", choices=("no", "yes"))}
+    return in_force(source.options, known, plugin="the ONNX converter")["tidy"] == "yes"

@@ -48,6 +48,7 @@ from deploykit._plugins.converters.paddlepaddle import (
 
 from deploykit import progress
 from deploykit.errors import UnsupportedError, UsageError
+from deploykit.plugin_settings import Setting, in_force
 from deploykit.protocol import (
     ConvertRequest,
     ConvertResult,
@@ -63,7 +64,7 @@ OPSET = 17
 OPSETS = range(11, 22)
 """Those that paddle2onnx 2.1 writes; asked for 22 it aborts."""
 
-SETTINGS = {"sizes": ("accepted", "declared")}
+SETTINGS = {"sizes": Setting(default="accepted", choices=("accepted", "declared"))}
 
 
 def inspect(source: Source) -> Signature:
@@ -175,15 +176,4 @@ def _opened(source: Source) -> Iterator[files.ModelFiles]:
 
 def _check_settings(source: Source) -> dict[str, str]:
     """Return every setting, the user's or its default; UsageError for one that does not exist."""
-    for name, value in source.options.items():
-        choices = SETTINGS.get(name)
-        if choices is None:
-            raise UsageError(
-                f"the Paddle converter has no setting `{name}`",
-                hint=f"it has {', '.join(SETTINGS)}",
-            )
-        if value not in choices:
-            raise UsageError(
-                f"`{name}={value}` is not possible", hint=f"one of {', '.join(choices)}"
-            )
-    return {name: source.options.get(name, choices[0]) for name, choices in SETTINGS.items()}
+    return in_force(source.options, SETTINGS, plugin="the Paddle converter")

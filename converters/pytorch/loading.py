@@ -17,7 +17,8 @@ from deploykit._plugins.converters.pytorch.remembering import (
 from deploykit._plugins.converters.pytorch.script import load_torchscript
 from deploykit._plugins.converters.pytorch.state_dicts import load_state_dict
 
-from deploykit.errors import UnsupportedError, UsageError
+from deploykit.errors import UnsupportedError
+from deploykit.plugin_settings import check_names
 from deploykit.progress import phase
 from deploykit.protocol import DynamicAxis, Source
 
@@ -69,10 +70,5 @@ SETTINGS = ("module", "weights", "key", "outputs", "constants")
 
 
 def _settings(source: Source) -> dict[str, str]:
-    for name in source.options:
-        if name not in SETTINGS:
-            raise UsageError(
-                f"the converter pytorch has no setting `{name}`",
-                hint=f"settings: {', '.join(SETTINGS)}",
-            )
+    check_names(source.options, SETTINGS, plugin="the PyTorch converter")
     return source.options

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from deploykit._plugins.converters.scikit_learn import boosters
 from deploykit._plugins.converters.scikit_learn.columns import inputs_of, rows
 
-from deploykit.errors import SourceError, UnsupportedError, UsageError
+from deploykit.errors import SourceError, UnsupportedError
+from deploykit.plugin_settings import check_names
 from deploykit.progress import phase
 from deploykit.protocol import DynamicAxis, Signature, Source, TensorSpec
 
@@ -58,8 +59,7 @@ def _quiet() -> Iterator[None]:
 
 def load(source: Source, dynamic: tuple[DynamicAxis, ...]) -> Loaded:
     """Load the model. Raises as the plugin's `inspect` does."""
-    if source.options:
-        raise UsageError("the converter scikit-learn has no settings")
+    check_names(source.options, (), plugin="the scikit-learn converter")
     phase("loading the model")
     notes: tuple[str, ...] = ()
     path = Path(source.location)

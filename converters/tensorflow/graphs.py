@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deploykit import plugin_settings
 from deploykit.errors import SourceError, UnsupportedError, UsageError
 from deploykit.progress import phase
 from deploykit.protocol import Signature, Source, TensorSpec
@@ -232,11 +233,7 @@ def from_graph(name: str, graph: Any, source: Source) -> Tensor:
 
 def check_settings(source: Source, known: Iterable[str]) -> None:
     """Raise UsageError for a setting that this format does not have."""
-    for name in source.options:
-        if name not in known:
-            raise UsageError(
-                f"{source.format} has no setting `{name}`", hint=f"settings: {', '.join(known)}"
-            )
+    plugin_settings.check_names(source.options, tuple(known), plugin=source.format)
 
 
 def check_names(specs: dict[str, TensorSpec], known: list[str]) -> None:

@@ -27,6 +27,7 @@ from deploykit._plugins.converters.tflite.emitting import FixedBatchError
 from deploykit.definition_session import DefinitionSession
 from deploykit.errors import SourceError, UnsupportedError, UsageError
 from deploykit.graph_building import GraphBuilder, finish
+from deploykit.plugin_settings import check_names
 from deploykit.progress import phase
 from deploykit.protocol import (
     ConvertRequest,
@@ -119,8 +120,7 @@ def reference(request: ReferenceRequest) -> Session:
 
 
 def _built(source: Source, dynamic: tuple[DynamicAxis, ...]) -> Built:
-    if source.options:
-        raise UsageError(f"the TensorFlow Lite converter has no setting `{min(source.options)}`")
+    check_names(source.options, (), plugin="the TensorFlow Lite converter")
     model = reading.read(Path(source.location))
     try:
         return _graph(model, source, dynamic)

@@ -32,6 +32,7 @@ from deploykit.definition_session import DefinitionSession
 from deploykit.errors import SourceError, UsageError
 from deploykit.formats.content import shown
 from deploykit.graph_building import GraphBuilder, finish
+from deploykit.plugin_settings import check_names
 from deploykit.progress import phase
 from deploykit.protocol import (
     ConvertRequest,
@@ -73,11 +74,7 @@ def reference(request: ReferenceRequest) -> Session:
 
 
 def _read(source: Source) -> model.Model | lookups.Lookups:
-    for key in source.options:
-        if key not in SETTINGS:
-            raise UsageError(
-                f"the XDL converter has no setting `{key}`", hint=f"it has: {', '.join(SETTINGS)}"
-            )
+    check_names(source.options, SETTINGS, plugin="the XDL converter")
     sparse = source.options.get("sparse", "ids")
     if sparse not in ("ids", "pooled"):
         raise UsageError(f"setting `sparse` cannot be `{sparse}`", hint="it takes ids | pooled")

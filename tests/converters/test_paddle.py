@@ -352,7 +352,7 @@ def test_an_operator_without_mapping_is_named_and_the_worker_lives(
         ([("image", "float64", (1, 3, 4, 4))], {}, UsageError, "is float32 in the model"),
         ([("image", "float32", (1, 3, 4))], {}, UsageError, "has 4 axes in the model"),
         ([], {"size": "declared"}, UsageError, "no setting `size`"),
-        ([], {"sizes": "any"}, UsageError, "is not possible"),
+        ([], {"sizes": "any"}, UsageError, "cannot be `any`"),
     ],
 )
 def test_requests_that_do_not_fit_are_usage_errors(

@@ -170,7 +170,7 @@ def test_what_is_no_fitted_model(worker: Worker, files: Path, tmp_path: Path) ->
         worker.call("inspect", source(files / "forest.pkl", "Z:float32[1,6]"), Signature)
     with pytest.raises(UsageError, match="asked for"):
         worker.call("inspect", source(files / "forest.pkl", "X:float32[1,7]"), Signature)
-    with pytest.raises(UsageError, match="no settings"):
+    with pytest.raises(UsageError, match="has no setting"):
         worker.call("inspect", source(files / "forest.pkl", a="b"), Signature)
 
 

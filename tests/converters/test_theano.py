@@ -231,7 +231,7 @@ def test_words_about_inputs_that_do_not_fit(worker: Worker, tmp_path: Path) -> N
         (graph(location, "x:float64[1,20]"), "of float32, not float64"),
         (graph(location, "x:float32[20]"), "2 axes, not 1"),
         (graph(location, floatX="float16"), "cannot be `float16`"),
-        (graph(location, floatx="float32"), "knows no setting `floatx`"),
+        (graph(location, floatx="float32"), "has no setting `floatx`"),
         (graph(location, module="x.py:y"), "names the code"),
     ]:
         with pytest.raises(UsageError, match=words):

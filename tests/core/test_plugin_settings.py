@@ -27,7 +27,7 @@ def test_what_is_in_force_may_be_asked_for_again() -> None:
 def test_an_unknown_name_is_answered_with_the_known() -> None:
     with pytest.raises(UsageError, match='did you mean "streams"') as raised:
         in_force({"stream": "1"}, KNOWN, plugin="toy")
-    assert raised.value.hint == "it knows mode, streams"
+    assert raised.value.hint == "it has: mode, streams"
 
 
 @pytest.mark.parametrize(
