@@ -127,8 +127,8 @@ def bias(
 def convolution(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
     """CONV_2D: weights [out, height, width, in / groups]."""
     x, w = ins[0], ins[1]
-    batch = _pictures(m, x)
-    out_channels, *kernel, per_group = w.shape
+    _pictures(m, x)
+    per_group = w.shape[3]
     if not per_group or x.shape[3] % per_group:
         raise ValueError(f"{x.shape[3]} channels in groups of {per_group}")
     groups = x.shape[3] // per_group
@@ -136,37 +136,38 @@ def convolution(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) ->
     if hybrid.is_hybrid(x, w):
         many = w.tensor.quantization.per_channel or groups > 1
         data = hybrid.rounded(m, data, [1, 2, 3], asymmetric=many)
-    name = m.add(
-        "Conv",
-        data,
-        weights(m, w, [0, 3, 1, 2], whole=x.tensor.quantized),
-        *bias(m, ins, x, w),
-        kernel_shape=kernel,
-        strides=strides(op),
-        dilations=_dilations(op),
-        pads=edges(op, x.shape[1:3], kernel, _dilations(op)),
-        group=groups,
-    )
-    name = m.activated(name, op.options["activation"], outs[0])
-    shape = (x.shape[0], *places(op, x.shape[1:3], kernel), out_channels)
-    return [m.made(outs[0], name, batch=batch, shape=shape, first=True)]
+    return _correlated(m, op, ins, outs[0], data, [0, 3, 1, 2], groups)
 
 
 def depthwise(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:
     """DEPTHWISE_CONV_2D: weights [1, height, width, channels * multiplier]."""
     x, w = ins[0], ins[1]
-    batch = _pictures(m, x)
-    _, *kernel, out_channels = w.shape
+    _pictures(m, x)
     groups = x.shape[3]
-    if not groups or out_channels % groups:
-        raise ValueError(f"{out_channels} kernels for {groups} channels")
+    if not groups or w.shape[3] % groups:
+        raise ValueError(f"{w.shape[3]} kernels for {groups} channels")
     data = m.real(x, first=True)
     if hybrid.is_hybrid(x, w):
         data = hybrid.rounded(m, data, [1, 2, 3], asymmetric=True)
+    return _correlated(m, op, ins, outs[0], data, [3, 0, 1, 2], groups)
+
+
+def _correlated(
+    m: Emitter,
+    op: Operator,
+    ins: list[Any],
+    out: Tensor,
+    data: str,
+    order: list[int],
+    groups: int,
+) -> list[Value]:
+    """Append Conv and activation; `order` brings the axes of the weights into ONNX's."""
+    x, w = ins[0], ins[1]
+    kernel = list(w.shape[1:3])
     name = m.add(
         "Conv",
         data,
-        weights(m, w, [3, 0, 1, 2], whole=x.tensor.quantized),
+        weights(m, w, order, whole=x.tensor.quantized),
         *bias(m, ins, x, w),
         kernel_shape=kernel,
         strides=strides(op),
@@ -174,9 +175,9 @@ def depthwise(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> l
         pads=edges(op, x.shape[1:3], kernel, _dilations(op)),
         group=groups,
     )
-    name = m.activated(name, op.options["activation"], outs[0])
-    shape = (x.shape[0], *places(op, x.shape[1:3], kernel), out_channels)
-    return [m.made(outs[0], name, batch=batch, shape=shape, first=True)]
+    name = m.activated(name, op.options["activation"], out)
+    shape = (x.shape[0], *places(op, x.shape[1:3], kernel), w.shape[order[0]])
+    return [m.made(out, name, batch=_pictures(m, x), shape=shape, first=True)]
 
 
 def transposed(m: Emitter, op: Operator, ins: list[Any], outs: list[Tensor]) -> list[Value]:

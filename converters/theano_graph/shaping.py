@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from deploykit._plugins.converters.theano_graph.emission import described, rank
@@ -117,34 +118,24 @@ def arange(emission: Emission, node: Any) -> list[str]:
     return [emission.cast(build.add("Range", *scalars), held, dtype)]
 
 
-def eye(emission: Emission, node: Any) -> list[str]:
-    """Emit a matrix with ones on a diagonal."""
-    dtype = node.outputs[0].type.dtype
-    build = emission.build
-    zero, one = build.constant(0, dtype="int64"), build.constant(1, dtype="int64")
-    rows, columns, offset = (
-        build.add("Reshape", emission.as_type(part, "int64"), build.constant([], dtype="int64"))
-        for part in node.inputs
-    )
-    down = build.add("Unsqueeze", build.add("Range", zero, rows, one), build.shape_constant([1]))
-    across = build.add("Range", zero, columns, one)
-    is_on = build.add("Equal", build.add("Sub", across, down), offset)
-    return [emission.cast(is_on, "bool", dtype)]
+def ones(operator: str) -> Callable[[Emission, Any], list[str]]:
+    """Emit a matrix with ones where the column less the row is to the offset as `operator` says."""
 
+    def emit(emission: Emission, node: Any) -> list[str]:
+        dtype = node.outputs[0].type.dtype
+        build = emission.build
+        zero, one = build.constant(0, dtype="int64"), build.constant(1, dtype="int64")
+        rows, columns, offset = (
+            build.add("Reshape", emission.as_type(part, "int64"), build.constant([], dtype="int64"))
+            for part in node.inputs
+        )
+        down = build.add("Range", zero, rows, one)
+        down = build.add("Unsqueeze", down, build.shape_constant([1]))
+        across = build.add("Range", zero, columns, one)
+        is_on = build.add(operator, build.add("Sub", across, down), offset)
+        return [emission.cast(is_on, "bool", dtype)]
 
-def triangle(emission: Emission, node: Any) -> list[str]:
-    """Emit a matrix with ones on and below a diagonal."""
-    dtype = node.outputs[0].type.dtype
-    build = emission.build
-    zero, one = build.constant(0, dtype="int64"), build.constant(1, dtype="int64")
-    rows, columns, offset = (
-        build.add("Reshape", emission.as_type(part, "int64"), build.constant([], dtype="int64"))
-        for part in node.inputs
-    )
-    down = build.add("Unsqueeze", build.add("Range", zero, rows, one), build.shape_constant([1]))
-    across = build.add("Range", zero, columns, one)
-    is_on = build.add("LessOrEqual", build.add("Sub", across, down), offset)
-    return [emission.cast(is_on, "bool", dtype)]
+    return emit
 
 
 def repeat(emission: Emission, node: Any) -> list[str]:
@@ -233,8 +224,8 @@ RULES = {
     "BroadcastTo": alloc,
     "AllocEmpty": alloc_empty,
     "ARange": arange,
-    "Eye": eye,
-    "Tri": triangle,
+    "Eye": ones("Equal"),
+    "Tri": ones("LessOrEqual"),
     "Repeat": repeat,
     "Tile": tile,
     "ExtractDiag": diagonal,

@@ -7,12 +7,21 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from deploykit.errors import SourceError, UnsupportedError
-from deploykit.formats.protobuf_wire import fields, message, number, numbers, pair, text, varint
+from deploykit.formats.protobuf_wire import (
+    Value,
+    fields,
+    message,
+    number,
+    numbers,
+    pair,
+    text,
+    varint,
+)
 from deploykit.formats.reading import FormatError
 from deploykit.formats.tensorflow_graph import dtype_name
 from deploykit.formats.tensorflow_graph import shape as read_shape
@@ -147,7 +156,15 @@ def tensor_reference(name: str) -> Ref:
     return (node, int(output)) if colon else (name, 0)
 
 
-def _node(view: memoryview) -> TensorNode:
+def node_parts(
+    view: memoryview,
+    is_attribute: Callable[[int, Value], bool],
+    read: Callable[[memoryview], Any],
+) -> tuple[str, str, list[str], dict[str, Any]]:
+    """Return name, operator, inputs and attributes of a node of TensorFlow's or XDL's GraphDef.
+
+    Both number them alike but for the attributes: `is_attribute` knows their fields, `read` their values.
+    """
     name = op = ""
     inputs: list[str] = []
     attrs: dict[str, Any] = {}
@@ -158,9 +175,14 @@ def _node(view: memoryview) -> TensorNode:
             op = text(value)
         elif key == 3:
             inputs.append(text(value))
-        elif key == 5:
+        elif is_attribute(key, value):
             label, entry = pair(value)
-            attrs[label] = _value(message(entry))
+            attrs[label] = read(message(entry))
+    return name, op, inputs, attrs
+
+
+def _node(view: memoryview) -> TensorNode:
+    name, op, inputs, attrs = node_parts(view, lambda key, _: key == 5, _value)
     return TensorNode(
         name=name,
         op=op,

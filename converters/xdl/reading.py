@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deploykit._plugins.converters.xdl import graph_def
+
 from deploykit.errors import SourceError
 from deploykit.formats.content import open_content
 from deploykit.formats.protobuf_text import Message, messages, parse, strings
-from deploykit.formats.protobuf_wire import fields, message, number, numbers, pair, text
+from deploykit.formats.protobuf_wire import Value, fields, message, number, numbers, text
 
 DTYPES = ("int8", "int16", "int32", "int64", "float32", "float64", "bool")
 """numpy's names of XDL's types, by their number."""
@@ -115,20 +117,13 @@ def _from_wire(path: Path, view: memoryview) -> Graph:
     return _build(path, nodes, tags, outputs)
 
 
+def _is_attribute(key: int, value: Value) -> bool:
+    # field 5 is the device in some versions: only an entry of a map begins with its key
+    return key in (5, 6) and not isinstance(value, int) and bytes(value[:1]) == b"\n"
+
+
 def _node_from_wire(view: memoryview) -> Node:
-    name = op = ""
-    inputs: list[str] = []
-    attrs: dict[str, Any] = {}
-    for key, value in fields(view):
-        if key == 1:
-            name = text(value)
-        elif key == 2:
-            op = text(value)
-        elif key == 3:
-            inputs.append(text(value))
-        elif key in (5, 6) and not isinstance(value, int) and bytes(value[:1]) == b"\n":
-            label, entry = pair(value)
-            attrs[label] = _value_from_wire(message(entry))
+    name, op, inputs, attrs = graph_def.node_parts(view, _is_attribute, _value_from_wire)
     return Node(name=name, op=op, inputs=_inputs(inputs), attrs=attrs)
 
 
