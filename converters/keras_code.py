@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -67,6 +68,8 @@ def convert(request: ConvertRequest) -> ConvertResult:
         result: ConvertResult = plugin.convert(replace(request, source=saved))
         if saved.format != ARCHIVE:
             note = "layers of the user's own, or with code: traced by TensorFlow"
+            if Path(request.source.location).is_file():
+                note += f"; bytecode in the file was run by Python {platform.python_version()}"
             result = replace(result, repairs=(*result.repairs, note))
     return result
 
@@ -135,6 +138,26 @@ def _is_known(model: Any, saved: Source) -> bool:
     return True
 
 
+def _loaded(source: Source) -> Any:
+    """Load a file whose Lambda layers hold code; the core says that the user trusts it.
+
+    Such bytecode runs in the Python that wrote it, and the file does not say which that was.
+    """
+    import keras
+
+    if not source.trust:
+        raise UsageError(f"`{source.location}` holds code", hint="run it with `--trust`")
+    try:
+        return keras.models.load_model(source.location, compile=False, safe_mode=False)
+    except Exception as error:  # what bytecode of another Python raises is of any class
+        first = next((line for line in str(error).splitlines() if line.strip()), "")
+        raise SourceError(
+            f"Keras {keras.__version__} cannot load `{source.location}`: "
+            f"{type(error).__name__}: {first}"[:400],
+            hint="its code may be of another Python or Keras; load it there, and save it without Lambda",
+        ) from error
+
+
 def _model(source: Source) -> Any:
     check_names(source.options, ("weights",), plugin="the Keras converter of code")
     phase("importing Keras")
@@ -143,7 +166,8 @@ def _model(source: Source) -> Any:
 
     phase("building the model")
     keras.utils.set_random_seed(0)  # a model of random weights must be the same in every worker
-    model = user_code.made_by_user(source.location, hint=HINT)
+    is_file = Path(source.location).is_file()
+    model = _loaded(source) if is_file else user_code.made_by_user(source.location, hint=HINT)
     if not isinstance(model, keras.Model):
         raise SourceError(
             f"`{source.location}` returned a {type(model).__name__}, not a keras.Model",

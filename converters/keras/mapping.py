@@ -156,12 +156,7 @@ def refuse(model: KerasModel) -> None:
         named = ", ".join(f"{kind} (`{name}`)" for name, kind in wrong.items())
         hint = "replace them by layers of Keras' own and save the model again"
         if "Lambda" in wrong.values():
-            hint = (
-                "a Lambda layer is bytecode of its author's Python, which no file tells: load it in Keras "
-                "yourself, in a function `make` that returns "
-                "`keras.models.load_model(FILE, safe_mode=False)`, and convert `THAT.py:make`; or "
-                + hint
-            )
+            hint = "a Lambda layer is Python code: with `--trust` Keras runs it; or " + hint
         raise UnsupportedError(
             f"no ONNX form for the layers {named}",
             operators=tuple(dict.fromkeys(wrong.values())),

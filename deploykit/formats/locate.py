@@ -26,6 +26,8 @@ FOLDERS_AND_CODE = (
     "xdl/checkpoint",
 )
 """Formats that are no single file."""
+KERAS_FILES = ("keras/hdf5", "keras/v3")
+"""Files whose Lambda layers hold code: with the user's trust they are a model by reference."""
 
 
 def read(
@@ -33,11 +35,17 @@ def read(
 ) -> Reading:
     """Read the model at `location`. Raises SourceError, or UsageError for an unknown format.
 
-    With `trust`, a pickle that runs code is a result and no error; it is not run here either. With
+    With `trust`, a file that runs code is a result and no error; it is not run here either. With
     `elsewhere`, neither is a graph without weights beside it: the user names them.
     """
     try:
-        return _read(location, format)
+        reading = _read(location, format)
+        has_code = reading.format in KERAS_FILES and "Lambda" in reading.operators
+        if not (trust and has_code):
+            return reading
+        code = "its Lambda layers are bytecode, which Keras runs"
+        details = {**reading.details, "code": code}
+        return replace(reading, format="keras/reference", details=details)
     except MissingWeightsError as error:
         if not elsewhere:
             raise
