@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -103,10 +104,14 @@ def resumable(asked: list[Any], *, resume: bool) -> Iterator[Run]:
 
 def _prune(root: Path) -> None:
     """Remove all but the newest unfinished runs."""
-    folders = sorted(
-        (path for path in root.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime
-    )
-    for folder in folders[:-KEPT]:
+    changed: dict[Path, float] = {}
+    for path in root.iterdir():
+        # another process may end, and remove its own, at any moment
+        with contextlib.suppress(FileNotFoundError):
+            status = path.stat()
+            if stat.S_ISDIR(status.st_mode):
+                changed[path] = status.st_mtime
+    for folder in sorted(changed, key=changed.__getitem__)[:-KEPT]:
         lock = root / f"{folder.name}.lock"
         # a long run may be older than many that were broken off: it is still at work
         with contextlib.suppress(Timeout), FileLock(lock, timeout=0):

@@ -162,3 +162,19 @@ def test_a_home_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(OutputError, match="/proc/nowhere") as caught, resumable([], resume=False):
         pass
     assert "DEPLOYKIT_HOME" in caught.value.hint
+
+
+def test_a_run_that_ends_while_another_cleans_up_is_no_error(
+    own_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the listing of the folder and the look at each, a process next door removes its own."""
+    listed = Path.iterdir
+
+    def with_one_gone(folder: Path) -> list[Path]:
+        return [*listed(folder), folder / "0123456789abcdef"]
+
+    monkeypatch.setattr(Path, "iterdir", with_one_gone)
+    monkeypatch.setattr(Path, "is_dir", lambda path: path.name == "0123456789abcdef")
+    with resumable(["x"], resume=False) as run:
+        run.step("first", lambda: {"value": 1})
+    assert not (own_home / "runs" / "0123456789abcdef").exists()
