@@ -168,13 +168,13 @@ def test_a_run_that_ends_while_another_cleans_up_is_no_error(
     own_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between the listing of the folder and the look at each, a process next door removes its own."""
-    listed = Path.iterdir
+    listed, is_folder, gone = Path.iterdir, Path.is_dir, "0123456789abcdef"
 
     def with_one_gone(folder: Path) -> list[Path]:
-        return [*listed(folder), folder / "0123456789abcdef"]
+        return [*listed(folder), folder / gone]
 
     monkeypatch.setattr(Path, "iterdir", with_one_gone)
-    monkeypatch.setattr(Path, "is_dir", lambda path: path.name == "0123456789abcdef")
+    monkeypatch.setattr(Path, "is_dir", lambda path: path.name == gone or is_folder(path))
     with resumable(["x"], resume=False) as run:
         run.step("first", lambda: {"value": 1})
-    assert not (own_home / "runs" / "0123456789abcdef").exists()
+    assert not (own_home / "runs" / gone).exists()
