@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO
 
 from deploykit.errors import StepTimeout, UnavailableError
-from deploykit.family import descendants, kill
+from deploykit.family import descendants, is_running, kill
 from deploykit.telemetry import TELEMETRY_OFF
 
 MARKER = "DEPLOYKIT_JOB"
@@ -181,18 +181,22 @@ def _in_own_environment(path: str) -> bool:
 def end_processes(mark: str, leader: int | None = None) -> None:
     """Kill the group of `leader`, its descendants, and every process that carries `mark`.
 
-    Looks until none is left. `leader` None means that its pid may belong to somebody else by now.
+    Returns when none is left. `leader` None means that its pid may belong to somebody else by now.
     """
+    ending: set[int] = set()
     if leader is not None:
         # descendants before their parents die: later they could no longer be told apart
         family = descendants(leader)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(leader, signal.SIGKILL)
         kill(family)
-    # one may fork while we look, so look again; a bound, for a process that the kernel holds
-    for _ in range(50):
-        strays = list(marked(mark))
-        if not strays:
+        ending.update(family)
+    # One may fork while we look, and a killed one needs a processor to end: look again. A bound,
+    # for a process that the kernel holds.
+    for _ in range(400):
+        strays = set(marked(mark))
+        ending = {pid for pid in ending | strays if is_running(pid)}
+        if not ending:
             return
         kill(strays)
         time.sleep(0.005)
