@@ -40,6 +40,8 @@ from deploykit.requirements import unmet
 ROOT = Path(__file__).resolve().parent.parent
 ALLOWED_BYTES = 1 << 30
 ALLOWED_S = 5
+STUCK_S = 60
+"""Without a word from a reader; beyond the alarm, for machines that are busy."""
 HUGE = (2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**63 - 1, 2**64 - 1)
 
 
@@ -169,13 +171,18 @@ def fuzz(format: str, folder: Path, inputs: int, seed: int) -> dict[str, Any]:
     results = context.Queue()
     process = context.Process(target=work, args=(format, folder, inputs, seed, results))
     process.start()
-    at = -1
+    at, heard = -1, time.monotonic()
     while True:
         try:
             _, kind, value = results.get(timeout=1)
+            heard = time.monotonic()
         except Exception:  # queue.Empty, or a message cut off by a crash
-            if process.is_alive():
+            if process.is_alive() and time.monotonic() - heard < STUCK_S:
                 continue
+            if process.is_alive():  # in native code, where no alarm is heard
+                process.kill()
+                process.join()
+                return {"failures": [f"input {at}: no end after {STUCK_S} s"], "inputs": at + 1}
             code = process.exitcode
             return {"failures": [f"input {at}: the process ended with {code}"], "inputs": at + 1}
         if kind == "at":

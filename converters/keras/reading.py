@@ -7,16 +7,16 @@ layers stays where it is.
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deploykit._plugins.converters.keras import operation_calls, tensor_arguments
+from deploykit._plugins.converters.keras import hdf5, operation_calls, tensor_arguments
 from deploykit._plugins.converters.keras.dialects import modern
 from deploykit._plugins.converters.keras.weights import (
     LARGEST_RATIO,
@@ -114,12 +114,15 @@ def read(location: str, format: str, options: Mapping[str, str]) -> KerasModel:
     of a kind that is not a graph of layers (a subclassed model).
     """
     path = Path(location)
+    if format == "keras/v3":
+        model = partial(_archive, path)
+    elif format in ("keras/json", "keras/yaml"):
+        model = partial(_apart, path, format, options)
+    else:
+        model = partial(_hdf5, path)
     try:
-        if format == "keras/v3":
-            return _archive(path)
-        if format in ("keras/json", "keras/yaml"):
-            return _apart(path, format, options)
-        return _hdf5(path)
+        hdf5.rehearse(model, path)
+        return model()
     except (KeyError, ValueError, TypeError, IndexError, AttributeError, OSError) as error:
         if isinstance(error, OSError) and error.filename is not None:
             raise SourceError(f"cannot read `{path}`: {error.strerror}") from error
@@ -157,9 +160,7 @@ def zeroes_masked(written: str) -> bool | None:
 
 
 def _hdf5(path: Path) -> KerasModel:
-    import h5py
-
-    with h5py.File(path, "r") as file:
+    with hdf5.opened(path) as file:
         written = file.attrs.get("model_config")
         if written is None:
             raise SourceError(
@@ -173,8 +174,6 @@ def _hdf5(path: Path) -> KerasModel:
 
 
 def _apart(path: Path, format: str, options: Mapping[str, str]) -> KerasModel:
-    import h5py
-
     if path.stat().st_size > LARGEST_CONFIG:
         raise SourceError(f"`{path}` is too large for a Keras configuration")
     if format == "keras/yaml":
@@ -182,7 +181,7 @@ def _apart(path: Path, format: str, options: Mapping[str, str]) -> KerasModel:
     else:
         config = _document(path.read_text(encoding="utf-8"))
     weights = Path(options["weights"]) if "weights" in options else _weights_beside(path)
-    with h5py.File(weights, "r") as file:
+    with hdf5.opened(weights) as file:
         group = file.get("model_weights", file)
         version, backend = _said(file.attrs, group.attrs, config)
         if "layer_names" not in group.attrs:
@@ -208,14 +207,12 @@ def _weights_beside(path: Path) -> Path:
 
 
 def _archive(path: Path) -> KerasModel:
-    import h5py
-
     with zipfile.ZipFile(path) as archive:
         config = _document(_member(archive, "config.json").decode("utf-8"))
         metadata = _document(_member(archive, "metadata.json").decode("utf-8"))
         content = _member(archive, "model.weights.h5")
     version = str(metadata.get("keras_version", "3"))
-    with h5py.File(io.BytesIO(content), "r") as file:
+    with hdf5.opened(content) as file:
         return _model(path, config, version, "tensorflow", Paths(file, config))
 
 

@@ -6,12 +6,16 @@ import importlib.util
 import json
 import math
 import os
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from benchmarks import fuzz_readers
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -63,3 +67,35 @@ def test_fidelity(tmp_path: Path) -> None:
         (ours,), (theirs,) = (found["p50s_ms"][result[name]] for name in ("ours", "theirs"))
         assert result["ratio"] == pytest.approx(ours / theirs)
         assert result["interval"] is None  # one repetition bounds nothing
+
+
+def test_fuzz_readers(tmp_path: Path) -> None:
+    found = run("fuzz_readers.py", "tensorflow/tflite", "--inputs", "40", home=tmp_path)
+    one = found["tensorflow/tflite"]
+    assert one["failures"] == []
+    assert one["read"] + one["refused"] == one["inputs"] == 40
+    assert one["refused"] > 0
+
+
+def stuck(format: str, folder: Path, inputs: int, seed: int, results: Any) -> None:
+    """What native code that never ends does: it says where it is, and no more."""
+    results.put((format, "at", 7))
+    time.sleep(300)
+
+
+def crashed(format: str, folder: Path, inputs: int, seed: int, results: Any) -> None:
+    results.put((format, "at", 3))
+    time.sleep(0.5)  # until the queue's thread has sent it
+    os.abort()
+
+
+@pytest.mark.parametrize(
+    ("work", "failure"), [(stuck, "input 7: no end"), (crashed, "input 3: .* ended with -6")]
+)
+def test_fuzz_readers_notices(
+    work: Any, failure: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fuzz_readers, "work", work)
+    monkeypatch.setattr(fuzz_readers, "STUCK_S", 3)
+    (found,) = fuzz_readers.fuzz("any", tmp_path, 10, 0)["failures"]
+    assert re.match(failure, found)
