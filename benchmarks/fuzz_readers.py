@@ -2,7 +2,7 @@
 
     python benchmarks/fuzz_readers.py [--models FOLDER] [--inputs 10000] [--seed 0] [FORMAT ...] [--json]
 
-Takes the smallest real model of each format, damages a copy of its files (cut short, bits flipped,
+Takes the smallest real model of each format that is read whole, damages a copy of its files (cut short, bits flipped,
 numbers made huge, pieces repeated, swapped or zeroed) and reads it: with `deploykit.inspect`, and
 with the converter's own `inspect` where that needs no framework. Each format runs in a process of
 its own that may allocate 1 GB beyond what it holds at the start, five seconds per input. Anything
@@ -83,18 +83,19 @@ def damaged(content: bytes, chance: random.Random) -> bytes:
 
 
 def smallest(models: Path) -> dict[str, Path]:
-    """Return the smallest model folder of each format below `models` and in the test fixtures."""
-    found: dict[str, tuple[int, Path]] = {}
+    """Return the smallest model folder of each format below `models`, one that is read if any is."""
+    found: dict[str, tuple[bool, int, Path]] = {}
     folders = [path for path in models.glob("*/*") if path.is_dir()]
     for folder in folders:
         try:
             seen = inspect(folder)
         except DeploykitError:
             continue
-        size = sum(seen.files.values())
-        if seen.format not in found or size < found[seen.format][0]:
-            found[seen.format] = (size, folder)
-    return {format: folder for format, (_, folder) in sorted(found.items())}
+        own = _own_inspect(seen.format)
+        refused = _read(str(folder), seen.format, own) == "refused"
+        rank = (refused, sum(seen.files.values()), folder)
+        found[seen.format] = min(found.get(seen.format, rank), rank)
+    return {format: folder for format, (_, _, folder) in sorted(found.items())}
 
 
 def work(format: str, folder: Path, inputs: int, seed: int, results: Any) -> None:
