@@ -20,7 +20,7 @@ from deploykit.errors import UnsupportedError, UsageError
 
 FUNCTIONS = {
     "converter": ("inspect", "convert", "reference"),
-    "target": ("probe", "compile", "load"),
+    "target": ("probe", "compile", "load", "operators"),
 }
 """Kind of plugin to the functions that the protocol knows for it."""
 

@@ -10,6 +10,7 @@ A plugin is a module with plain functions; none of these classes is to be inheri
 | target    | `probe() -> tuple[Availability, ...]`           | one item per device |
 | target    | `compile(request: CompileRequest) -> CompileResult` | writes the payload |
 | target    | `load(request: LoadRequest) -> Session`         | |
+| target    | `operators(request: OperatorsRequest) -> tuple[OperatorRun, ...]` | may be missing |
 
 This file also runs inside plugin environments: standard library only, Python 3.10.
 """
@@ -139,11 +140,35 @@ class Availability:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """The machine to compile for, where that is not this one.
+
+    `triple` is LLVM's (`aarch64-linux-gnu`), and so are `cpu` (`cortex-a76`) and `features`
+    (`+dotprod`); `cores` is what a model may use. `gpu` is the architecture of the accelerator in
+    its vendor's words (`sm_87`), empty where there is none.
+    """
+
+    name: str
+    triple: str
+    cpu: str = ""
+    features: tuple[str, ...] = ()
+    cores: int | None = None
+    gpu: str = ""
+
+    @property
+    def architecture(self) -> str:
+        """The machine in the kernel's words: `aarch64`, `x86_64`, `riscv64`."""
+        return self.triple.partition("-")[0]
+
+
+@dataclass(frozen=True, kw_only=True)
 class CompileRequest:
     """Compile the ONNX file `model` into the existing empty folder `payload`.
 
-    `precision` is `fp32`, `fp16` or `bf16`. `shapes` fixes dynamic inputs, name to sizes. A setting
-    that the target does not know is a `UsageError` that lists those it knows.
+    `precision` is one that the target knows: `fp32`, `fp16`, `bf16`, `tf32`, `int8`. `shapes` fixes
+    dynamic inputs, name to sizes. `hardware` None means this machine; a target that cannot compile
+    for another raises `UnsupportedError`. A setting that the target does not know is a
+    `UsageError` that lists those it knows.
     """
 
     model: str
@@ -154,6 +179,7 @@ class CompileRequest:
     threads: int | None = None
     settings: dict[str, str] = field(default_factory=dict)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    hardware: Hardware | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +208,32 @@ class LoadRequest:
     precision: str = "fp32"
     threads: int | None = None
     settings: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OperatorsRequest:
+    """Say what runs where: load the payload, run it on the tensors of the file `feed` (.npz)."""
+
+    load: LoadRequest
+    feed: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class OperatorRun:
+    """One operation of a run, as the runtime tells it.
+
+    `name` and `operator` are the runtime's words; `nodes` are the ONNX nodes that it stands for,
+    where that is known. `device` is where it ran (`cpu`, `cuda`), `precision` the element type that
+    it computed in (`fp32`, `fp16`, `bf16`, `int8`; empty where the runtime does not tell). `time_us`
+    is the median over a few runs, None where the runtime does not time operations.
+    """
+
+    name: str
+    operator: str
+    nodes: tuple[str, ...] = ()
+    device: str
+    precision: str = ""
+    time_us: float | None = None
 
 
 class Bound(Protocol):
