@@ -2,8 +2,9 @@
 
 A block is the plugin's declaration (https://peps.python.org/pep-0723/): what it needs, and in
 `[tool.deploykit]` what it is. Fields: `summary`, `functions`, `formats` (converters), `devices`
-(targets, the first is the default), optionally `name`, `settings` and
-`newest_opset` (targets: the newest ONNX opset that is known to load and compute right).
+(targets, the first is the default), optionally `name`, `settings`, `newest_opset` (targets: the
+newest ONNX opset that is known to load and compute right) and `cross` (targets: true where it
+compiles for other machines than its own).
 """
 
 from __future__ import annotations
@@ -24,7 +25,16 @@ FUNCTIONS = {
 }
 """Kind of plugin to the functions that the protocol knows for it."""
 
-_FIELDS = ("name", "summary", "formats", "devices", "functions", "settings", "newest_opset")
+_FIELDS = (
+    "name",
+    "summary",
+    "formats",
+    "devices",
+    "functions",
+    "settings",
+    "newest_opset",
+    "cross",
+)
 _BLOCK = re.compile(
     r"^# /// (?P<type>[a-zA-Z0-9-]+)$\s(?P<content>(^#(| .*)$\s)+)^# ///$", re.MULTILINE
 )
@@ -48,6 +58,7 @@ class Plugin:
     settings: dict[str, str]
     newest_opset: int | None
     block: str
+    cross: bool = False
 
     def __str__(self) -> str:
         return f"{self.kind} {self.name}"
@@ -135,6 +146,7 @@ def read_plugin(path: Path, *, kind: str) -> Plugin:
         settings=fields.table("settings"),
         newest_opset=fields.number("newest_opset"),
         block=block,
+        cross=fields.flag("cross"),
     )
     if not _NAME.fullmatch(plugin.name):
         raise UsageError(f"`{path}`: the name {plugin.name!r} is not of [a-z0-9_.-]")
@@ -318,6 +330,12 @@ class _Fields:
         value = self.values.get(name)
         if value is not None and (not isinstance(value, int) or not 0 < value < 100):
             raise UsageError(f"{self.where}: `{name}` is no number of 1 to 99")
+        return value
+
+    def flag(self, name: str) -> bool:
+        value = self.values.get(name, False)
+        if not isinstance(value, bool):
+            raise UsageError(f"{self.where}: `{name}` is neither true nor false")
         return value
 
     def table(self, name: str) -> dict[str, str]:

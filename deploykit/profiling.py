@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from deploykit import __version__, environments, report
 from deploykit.bundle import Manifest, check_files, read_manifest
-from deploykit.compilation import Build, CompiledBundle, compile_for, payload_bytes, prepare_folder
+from deploykit.compilation import (
+    Build,
+    CompiledBundle,
+    Shapes,
+    buckets,
+    compile_for,
+    payload_bytes,
+    prepare_folder,
+)
 from deploykit.errors import BundleError, DeploykitError, OutputError, UsageError
 from deploykit.feeds import check_feed
 from deploykit.machine import fingerprint, usable_cores
@@ -60,7 +68,7 @@ def profile(
     bundle_folder: str | Path | None = None,
     precision: str = "fp32",
     settings: Mapping[str, str] | None = None,
-    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    shapes: Shapes = None,
     load: Load = Load(),
     source: SourceOptions = SourceOptions(),
     checks: Checks = Checks(),
@@ -88,7 +96,7 @@ def profile(
     if output is not None:
         _check_output(Path(output))
     conditions = replace(conditions, threads=conditions.threads or usable_cores())
-    build = Build(precision=precision, settings=settings or {}, shapes=shapes or {})
+    build = Build(precision=precision, settings=settings or {}, shapes=buckets(shapes))
     with contextlib.ExitStack() as stack:
         entries: list[Contender | Measurement] = []
         about: dict[str, Any] = {}

@@ -95,7 +95,7 @@ def command(
     """
     from deploykit.manifest import MANIFEST
     from deploykit.profiling import Load, profile
-    from deploykit.tensor_spec import parse_shape
+    from deploykit.tensor_spec import parse_shapes
 
     bundles = [name for name in models if (Path(name) / MANIFEST).is_file()]
     others = [name for name in models if name not in bundles]
@@ -114,7 +114,7 @@ def command(
         bundle_folder=bundle_folder,
         precision=precision,
         settings=for_targets,
-        shapes=dict(parse_shape(text) for text in shapes),
+        shapes=parse_shapes(shapes),
         load=Load(batch=batch, duration_s=duration, seed=seed),
         source=source_from(values, for_converter),
         checks=checks_from(values),
