@@ -4,7 +4,8 @@ A block is the plugin's declaration (https://peps.python.org/pep-0723/): what it
 `[tool.deploykit]` what it is. Fields: `summary`, `functions`, `formats` (converters), `devices`
 (targets, the first is the default), optionally `name`, `settings`, `newest_opset` (targets: the
 newest ONNX opset that is known to load and compute right) and `cross` (targets: true where it
-compiles for other machines than its own).
+compiles for other machines than its own) and `compiler` (converters: the framework's own compiler,
+which `reference` uses when asked for it).
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ _FIELDS = (
     "settings",
     "newest_opset",
     "cross",
+    "compiler",
 )
 _BLOCK = re.compile(
     r"^# /// (?P<type>[a-zA-Z0-9-]+)$\s(?P<content>(^#(| .*)$\s)+)^# ///$", re.MULTILINE
@@ -59,6 +61,7 @@ class Plugin:
     newest_opset: int | None
     block: str
     cross: bool = False
+    compiler: str = ""
 
     def __str__(self) -> str:
         return f"{self.kind} {self.name}"
@@ -147,6 +150,7 @@ def read_plugin(path: Path, *, kind: str) -> Plugin:
         newest_opset=fields.number("newest_opset"),
         block=block,
         cross=fields.flag("cross"),
+        compiler=fields.text("compiler") if "compiler" in fields.values else "",
     )
     if not _NAME.fullmatch(plugin.name):
         raise UsageError(f"`{path}`: the name {plugin.name!r} is not of [a-z0-9_.-]")

@@ -123,10 +123,15 @@ class ConvertResult:
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceRequest:
-    """Load the source model in its own framework; `threads` None leaves the framework's default."""
+    """Load the source model in its own framework; `threads` None leaves the framework's default.
+
+    `compiled` asks for the framework's own compiler (torch.compile, XLA), which a converter that has
+    one names in its block.
+    """
 
     source: Source
     threads: int | None = None
+    compiled: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     "targets",
     multiple=True,
     metavar="TARGET[:DEVICE]",
-    help="A target, several, `all`, or `native` (the source framework).  [default: native, all]",
+    help="A target, several, `all`, `native` (the source framework) or `native:compiled` (by its own compiler).  [default: native, all]",
 )
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="Write the report to this JSON file."
