@@ -2,8 +2,9 @@
 
 A block is the plugin's declaration (https://peps.python.org/pep-0723/): what it needs, and in
 `[tool.deploykit]` what it is. Fields: `summary`, `functions`, `formats` (converters), `devices`
-(targets, the first is the default), optionally `name`, `settings` and
-`newest_opset` (targets: the newest ONNX opset that is known to load and compute right).
+(targets, the first is the default; `hetero:*` is one that takes arguments, as `hetero:gpu,cpu`),
+optionally `name`, `settings` and `newest_opset` (targets: the newest ONNX opset that is known to
+load and compute right).
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ _BLOCK = re.compile(
     r"^# /// (?P<type>[a-zA-Z0-9-]+)$\s(?P<content>(^#(| .*)$\s)+)^# ///$", re.MULTILINE
 )
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
+_ARGUMENTS = re.compile(r"[a-z0-9][a-z0-9_.,:-]*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,18 +196,31 @@ def target(name: str) -> Plugin:
 def parse_target(text: str) -> tuple[Plugin, str]:
     """Return target and device of `onnxruntime` (its default device) or `onnxruntime:cpu`.
 
-    Raises UsageError where the target or its device is unknown.
+    A device declared as `hetero:*` takes arguments: `openvino:hetero:gpu,cpu`. Raises UsageError
+    where the target or its device is unknown.
     """
     name, colon, device = text.partition(":")
     plugin = target(name)
     if not colon:
         return plugin, plugin.devices[0]
-    if device not in plugin.devices:
+    if not any(_is_device(device, declared) for declared in plugin.devices):
         raise UsageError(
             f"target `{name}` has no device `{device}`{_meant(device, plugin.devices)}",
             hint=f"devices of `{name}`: {', '.join(plugin.devices)}",
         )
     return plugin, device
+
+
+def takes_arguments(device: str) -> bool:
+    """Whether the declared `device` stands for many, and has to be completed to be used."""
+    return device.endswith(":*")
+
+
+def _is_device(device: str, declared: str) -> bool:
+    if not takes_arguments(declared):
+        return device == declared
+    family = declared.removesuffix("*")
+    return device.startswith(family) and bool(_ARGUMENTS.fullmatch(device.removeprefix(family)))
 
 
 def find(name: str) -> Plugin:
