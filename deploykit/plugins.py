@@ -3,8 +3,8 @@
 A block is the plugin's declaration (https://peps.python.org/pep-0723/): what it needs, and in
 `[tool.deploykit]` what it is. Fields: `summary`, `functions`, `formats` (converters), `devices`
 (targets, the first is the default; `hetero:*` is one that takes arguments, as `hetero:gpu,cpu`),
-optionally `name`, `settings` and `newest_opset` (targets: the newest ONNX opset that is known to
-load and compute right).
+optionally `name`, `settings`, `libraries` (of the system, each with what brings it: `libcuda.so.1`)
+and `newest_opset` (targets: the newest ONNX opset that is known to load and compute right).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,18 @@ FUNCTIONS = {
 }
 """Kind of plugin to the functions that the protocol knows for it."""
 
-_FIELDS = ("name", "summary", "formats", "devices", "functions", "settings", "newest_opset")
+_FIELDS = (
+    *(
+        "name",
+        "summary",
+        "formats",
+        "devices",
+        "functions",
+        "settings",
+        "libraries",
+        "newest_opset",
+    ),
+)
 _BLOCK = re.compile(
     r"^# /// (?P<type>[a-zA-Z0-9-]+)$\s(?P<content>(^#(| .*)$\s)+)^# ///$", re.MULTILINE
 )
@@ -50,6 +61,7 @@ class Plugin:
     settings: dict[str, str]
     newest_opset: int | None
     block: str
+    libraries: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return f"{self.kind} {self.name}"
@@ -136,6 +148,7 @@ def read_plugin(path: Path, *, kind: str) -> Plugin:
         dependencies=_dependencies(data, path),
         settings=fields.table("settings"),
         newest_opset=fields.number("newest_opset"),
+        libraries=fields.table("libraries"),
         block=block,
     )
     if not _NAME.fullmatch(plugin.name):
