@@ -205,34 +205,35 @@ class NodeNames:
             for name in (layer, layer.removesuffix("_original")):
                 if name in self._nodes:
                     return self._nodes[name]
-            layer = layer.rpartition("/")[0]
+            layer, _, suffix = layer.rpartition("/")
+            if "," in suffix:
+                break  # that is another layer
         return None
 
 
-def inner_layers(model: openvino.Model, names: NodeNames) -> dict[str, str]:
+def inner_layers(model: openvino.Model, nodes: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
     """Return the ONNX node of each layer of `model`, as it was read, that does not bear its name.
 
-    Only the last of the layers that a node became is called after it; those before it, such as the
-    LSTM between two transpositions, lead to it.
+    The last layers that a node became give the node's outputs, which keep their names; those before
+    them, such as an LSTM before the transpositions of its outputs, lead to them.
     """
+    producers = {output: name for name, outputs in nodes.items() for output in outputs}
     owners: dict[str, str] = {}
-    found: dict[str, str] = {}
     for operation in reversed(model.get_ordered_ops()):
-        name = operation.get_friendly_name()
         if operation.get_type_name() in ("Constant", "Parameter", "Result"):
             continue
-        own = names.of(name)
+        outputs = operation.outputs()
+        names = sorted(name for output in outputs for name in output.get_names())
         readers = (
             reader.get_node().get_friendly_name()
-            for output in operation.outputs()
+            for output in outputs
             for reader in output.get_target_inputs()
         )
-        owner = own[0] if own else next((owners[r] for r in readers if r in owners), None)
-        if owner is not None:
-            owners[name] = owner
-            if not own:
-                found[name] = owner
-    return found
+        candidates = [producers[name] for name in names if name in producers]
+        candidates += [owners[reader] for reader in readers if reader in owners]
+        if candidates:
+            owners[operation.get_friendly_name()] = candidates[0]
+    return {layer: node for layer, node in owners.items() if layer not in nodes}
 
 
 def placement(model: openvino.Model, found: Mapping[str, str]) -> dict[str, str]:
@@ -269,7 +270,7 @@ def operator_runs(
         name = _SUBGRAPH.sub("", full)
         operation = known.get(name)
         layers = operation.layers if operation else name
-        rows.append((full, name, operation, names.of(layers or name), layers, spent))
+        rows.append((full, name, operation, names.of(layers), layers, spent))
     subgraphs: dict[str, str] = {}
     for full, _, _, _, layers, _ in rows:
         device = next((placed[layer] for layer in layers.split(",") if layer in placed), None)

@@ -128,7 +128,7 @@ def compile(request: CompileRequest) -> CompileResult:
     phase("reading the model")
     nodes = graphs.nodes(request.model)
     model = graphs.read(core, request.model)
-    layers = audit.inner_layers(model, audit.NodeNames(nodes))
+    layers = audit.inner_layers(model, nodes)
     if request.shapes:
         phase("fixing shapes")
         graphs.fix_sizes(model, inputs)
