@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import shutil
 import tempfile
 import time
@@ -154,7 +155,8 @@ def compile_for(
     Raises UsageError and OutputError: those are the user's to mend, for all targets alike.
     """
     plugin, device = target
-    name = f"{plugin.name}-{device}-{build.precision}"
+    # the arguments of a device (`hetero:gpu,cpu`) have signs that are none of a file's name
+    name = f"{plugin.name}-{re.sub('[^a-z0-9_.]+', '-', device)}-{build.precision}"
     if build.hardware is not None:
         name += f"-{build.hardware.name}"
 

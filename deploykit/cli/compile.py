@@ -41,7 +41,7 @@ from deploykit.cli.options import (
     type=click.Path(path_type=Path, file_okay=False),
     help="The folder for the bundles, one each: TARGET-DEVICE-PRECISION.",
 )
-@click.option("--precision", default="fp32", show_default=True, metavar="fp32|fp16|bf16")
+@click.option("--precision", default="fp32", show_default=True, metavar="fp32|tf32|fp16|bf16|int8")
 @click.option(
     "--shape", "shapes", multiple=True, metavar="NAME=1x3x224x224", help="Fix a dynamic input."
 )

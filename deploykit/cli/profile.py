@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     help="Seconds for each contender, at most; it ends earlier when the figures are sure.",
 )
 @click.option("--seed", default=0, show_default=True, help="Of the order of rounds.")
-@click.option("--precision", default="fp32", show_default=True, metavar="fp32|fp16|bf16")
+@click.option("--precision", default="fp32", show_default=True, metavar="fp32|tf32|fp16|bf16|int8")
 @click.option(
     "--shape", "shapes", multiple=True, metavar="NAME=1x3x224x224", help="Fix a dynamic input."
 )
