@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,16 +15,32 @@ from deploykit import __version__, environments
 from deploykit.agreement import agree, worst_by_output
 from deploykit.bundle import Manifest, check_files, read_manifest, write_bundle
 from deploykit.conversion import Conversion, announced, widened
-from deploykit.errors import BundleError, DeploykitError, OutputError, UsageError
+from deploykit.errors import (
+    BundleError,
+    DeploykitError,
+    OutputError,
+    UnsupportedError,
+    UsageError,
+)
 from deploykit.events import Event
 from deploykit.options import Checks, Conditions, SourceOptions
 from deploykit.parity import OutputParity, default_tolerance
+from deploykit.placement import DeviceShare, check, described, shares
 from deploykit.prepared import Prepared
-from deploykit.protocol import CompileRequest, CompileResult, LoadRequest, from_json, to_json
+from deploykit.protocol import (
+    CompileRequest,
+    CompileResult,
+    LoadRequest,
+    OperatorRun,
+    OperatorsRequest,
+    from_json,
+    to_json,
+)
 from deploykit.runs import Run, resumable
 from deploykit.source_model import SourceModel
 from deploykit.steps import Outcome, Worker, outcome_of
 from deploykit.target_choice import check_precision, choose_targets, settings_for
+from deploykit.tensors import write_tensors
 
 if TYPE_CHECKING:
     from deploykit.agreement import Case, Pair
@@ -35,12 +51,14 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class Build:
     """What to compile: `settings` are `key=value` for all targets or `target.key=value` for one;
-    `shapes` fix the sizes of dynamic inputs.
+    `shapes` fix the sizes of dynamic inputs; `strict_placement` makes a failure of what did not run
+    on the device asked for.
     """
 
     precision: str = "fp32"
     settings: Mapping[str, str]
     shapes: Mapping[str, tuple[int, ...]]
+    strict_placement: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +74,7 @@ class CompiledBundle:
     seconds: float = 0.0
     notes: tuple[str, ...] = ()
     parity: tuple[OutputParity, ...] = ()
+    placement: dict[str, DeviceShare] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +103,7 @@ def compile(
     precision: str = "fp32",
     settings: Mapping[str, str] | None = None,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
+    strict_placement: bool = False,
     source: SourceOptions = SourceOptions(),
     checks: Checks = Checks(),
     conditions: Conditions = Conditions(),
@@ -93,14 +113,20 @@ def compile(
 
     `targets` are names (`tvm`) with an optional device (`openvino:cpu`); `all` means every target
     that can run here. `settings` are `key=value` for all targets or `target.key=value` for one.
-    A target that fails is an entry with its outcome; the others go on. `resume` goes on after an
-    interrupted call with the same arguments.
+    A target that fails is an entry with its outcome; the others go on. Operations that the runtime
+    ran on another device than the one asked for are noted; with `strict_placement` they are a
+    failure. `resume` goes on after an interrupted call with the same arguments.
 
     Raises what `convert` raises, and UsageError for an unknown target, precision or setting.
     """
     output = Path(output).absolute()
-    build = Build(precision=precision, settings=settings or {}, shapes=shapes or {})
-    check_precision(precision)
+    build = Build(
+        precision=precision,
+        settings=settings or {},
+        shapes=shapes or {},
+        strict_placement=strict_placement,
+    )
+    check_build(build, checks)
     with SourceModel(model, options=source, conditions=conditions) as source_model:
         chosen = choose_targets(targets, conditions)
         prepare_folder(output)
@@ -109,6 +135,16 @@ def compile(
             prepared = Prepared.make(run, source_model, checks=checks)
             bundles = [compile_for(run, prepared, target, build, output) for target in chosen]
     return Compilation(conversion=prepared.conversion, bundles=tuple(bundles))
+
+
+def check_build(build: Build, checks: Checks) -> None:
+    """Raise UsageError for a precision that no target knows, or a placement that nothing would prove."""
+    check_precision(build.precision)
+    if build.strict_placement and not checks.enabled:
+        raise UsageError(
+            "`--strict-placement` needs the model to run, and `--no-verify` forbids it",
+            hint="leave one of the two out",
+        )
 
 
 def compile_for(
@@ -185,7 +221,13 @@ class _Building:
             _make_empty(payload)  # as `reproduce.sh` must find it
             raise
         pairs = self.prepared.pairs_for(result.signature)
-        parity = self._prove(payload, result, pairs) if self.prepared.checks.enabled else ()
+        parity: tuple[OutputParity, ...] = ()
+        placement: dict[str, DeviceShare] = {}
+        if self.prepared.checks.enabled:
+            parity, placement = self._prove(payload, result, pairs)
+        notes = result.notes
+        if moved := described(self.device, placement):
+            notes += (self._note(f"verify {self.label}", moved),)
         manifest = Manifest(
             deploykit=__version__,
             signature=result.signature,
@@ -194,7 +236,8 @@ class _Building:
             precision=self.build.precision,
             threads=self.conditions.threads,
             settings=result.settings,
-            notes=result.notes,
+            notes=notes,
+            placement=placement,
             versions=result.versions,
             machine=platform.machine(),
             cpu_flags=result.cpu_flags,
@@ -210,8 +253,9 @@ class _Building:
             outcome=Outcome(kind="ok"),
             folder=str(folder),
             size_bytes=payload_bytes(written),
-            notes=result.notes,
+            notes=notes,
             parity=parity,
+            placement=placement,
         )
 
     def _compile(self, payload: Path) -> CompileResult:
@@ -230,13 +274,20 @@ class _Building:
         with announced(step, self.conditions), self._worker() as worker:
             result = worker.call("compile", request, CompileResult)
         for note in result.notes:
-            self.conditions.listen(Event(kind="note", step=step, message=f"{self.label}: {note}"))
+            self._note(step, note)
         return result
+
+    def _note(self, step: str, note: str) -> str:
+        self.conditions.listen(Event(kind="note", step=step, message=f"{self.label}: {note}"))
+        return note
 
     def _prove(
         self, payload: Path, result: CompileResult, pairs: list[tuple[Case, Pair]]
-    ) -> tuple[OutputParity, ...]:
-        """Load the payload in a fresh process and compare it with the reference's outputs."""
+    ) -> tuple[tuple[OutputParity, ...], dict[str, DeviceShare]]:
+        """Load the payload in a fresh process and compare it with the reference's outputs.
+
+        Returns how each output fared, and where the operations ran.
+        """
         request = LoadRequest(
             payload=str(payload),
             signature=result.signature,
@@ -246,10 +297,43 @@ class _Building:
             settings=result.settings,
         )
         with announced(f"verify {self.label}", self.conditions), self._worker() as worker:
-            agreement = agree(
-                pairs, worker.open(request), what=self.label, tolerance=self.tolerance
-            )
-        return worst_by_output(agreement.cases)
+            session = worker.open(request)
+            agreement = agree(pairs, session, what=self.label, tolerance=self.tolerance)
+            session.close()
+            placement = self._placement(worker, request, pairs)
+        return worst_by_output(agreement.cases), placement
+
+    def _placement(
+        self, worker: Worker, request: LoadRequest, pairs: list[tuple[Case, Pair]]
+    ) -> dict[str, DeviceShare]:
+        """Ask the target where the first pair's operations run; nothing where it cannot tell.
+
+        Raises UnsupportedError where the placement shall be strict and is not, or is not known.
+        """
+        strict = self.build.strict_placement
+        if "operators" not in self.plugin.functions or not pairs:
+            if strict:
+                raise UnsupportedError(
+                    f"target {self.plugin.name} does not tell where operations run",
+                    hint="leave out `--strict-placement` for it",
+                )
+            return {}
+        _, (feed, _) = pairs[0]
+        path = worker.folder / "placement.npz"
+        write_tensors(path, feed)
+        try:
+            asked = OperatorsRequest(load=request, feed=str(path))
+            runs = worker.call("operators", asked, tuple[OperatorRun, ...])
+        except DeploykitError as error:
+            if strict:
+                raise
+            # the model is proven: an audit that fails takes nothing from that
+            self._note(f"verify {self.label}", f"where it ran is not known: {error.message}")
+            return {}
+        found = shares(runs)
+        if strict:
+            check(self.device, found, what=self.label)
+        return found
 
     def _worker(self) -> Worker:
         return Worker(

@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from deploykit import __version__, environments, report
 from deploykit.bundle import Manifest, check_files, read_manifest
-from deploykit.compilation import Build, CompiledBundle, compile_for, payload_bytes, prepare_folder
+from deploykit.compilation import (
+    Build,
+    CompiledBundle,
+    check_build,
+    compile_for,
+    payload_bytes,
+    prepare_folder,
+)
 from deploykit.errors import BundleError, DeploykitError, OutputError, UsageError
 from deploykit.feeds import check_feed
 from deploykit.machine import fingerprint, usable_cores
@@ -27,7 +34,7 @@ from deploykit.report import Measurement, ParitySummary, Report
 from deploykit.runs import resumable
 from deploykit.source_model import SourceModel
 from deploykit.steps import OpenSession, Worker
-from deploykit.target_choice import check_precision, choose_targets, settings_for
+from deploykit.target_choice import choose_targets, settings_for
 from deploykit.verification import verify
 
 if TYPE_CHECKING:
@@ -61,6 +68,7 @@ def profile(
     precision: str = "fp32",
     settings: Mapping[str, str] | None = None,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
+    strict_placement: bool = False,
     load: Load = Load(),
     source: SourceOptions = SourceOptions(),
     checks: Checks = Checks(),
@@ -84,11 +92,16 @@ def profile(
             f"`{targets[0]}` needs a model, and only bundles were given",
             hint="leave `--target` out, or name the model",
         )
-    check_precision(precision)
+    build = Build(
+        precision=precision,
+        settings=settings or {},
+        shapes=shapes or {},
+        strict_placement=strict_placement,
+    )
+    check_build(build, checks)
     if output is not None:
         _check_output(Path(output))
     conditions = replace(conditions, threads=conditions.threads or usable_cores())
-    build = Build(precision=precision, settings=settings or {}, shapes=shapes or {})
     with contextlib.ExitStack() as stack:
         entries: list[Contender | Measurement] = []
         about: dict[str, Any] = {}

@@ -223,7 +223,8 @@ class OperatorRun:
     """One operation of a run, as the runtime tells it.
 
     `name` and `operator` are the runtime's words; `nodes` are the ONNX nodes that it stands for,
-    where that is known. `device` is where it ran (`cpu`, `cuda`), `precision` the element type that
+    where that is known. `device` is where it ran, in the words of the target's own devices (`cpu`,
+    `cuda`), `precision` the element type that
     it computed in (`fp32`, `fp16`, `bf16`, `int8`; empty where the runtime does not tell). `time_us`
     is the median over a few runs, None where the runtime does not time operations.
     """
