@@ -131,11 +131,16 @@ class ReferenceRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Availability:
-    """Whether `device` of a target can run here: `detail` names it, or says what is missing."""
+    """Whether `device` of a target can run here: `detail` names it, or says what is missing.
+
+    `unprobed` goes with a device that has an environment of its own, and says that only there it
+    can be known; here nothing speaks against it.
+    """
 
     device: str
     available: bool
     detail: str = ""
+    unprobed: bool = False
     versions: dict[str, str] = field(default_factory=dict)
 
 
