@@ -70,31 +70,38 @@ def merged(results: Sequence[CompileResult]) -> CompileResult:
     )
 
 
+def first_of(request: LoadRequest) -> LoadRequest:
+    """Return the request for the first size of the payload; itself where there is but one."""
+    several = _requests(request)
+    return several[0] if several else request
+
+
 def load_payload(load: LoadFunction, request: LoadRequest) -> Session:
     """Load the payload with the target's `load`: every size of it where there are several.
 
     Raises what `load` raises.
     """
+    several = _requests(request)
+    if not several:
+        return load(request)
+    return BucketSession(request.signature, [load(each) for each in several])
+
+
+def _requests(request: LoadRequest) -> list[LoadRequest]:
+    """Return the request for each of the payload's sizes, none where it has but one."""
     payload = Path(request.payload)
     if not (payload / BUCKETS).is_file():
-        return load(request)
-    buckets = from_json(
-        tuple[Bucket, ...], json.loads((payload / BUCKETS).read_text(encoding="utf-8"))
-    )
-    return BucketSession(
-        request.signature,
-        [
-            load(
-                replace(
-                    request,
-                    payload=str(payload / bucket.folder),
-                    signature=bucket.signature,
-                    settings=bucket.settings,
-                )
-            )
-            for bucket in buckets
-        ],
-    )
+        return []
+    listed = json.loads((payload / BUCKETS).read_text(encoding="utf-8"))
+    return [
+        replace(
+            request,
+            payload=str(payload / bucket.folder),
+            signature=bucket.signature,
+            settings=bucket.settings,
+        )
+        for bucket in from_json(tuple[Bucket, ...], listed)
+    ]
 
 
 class BucketSession:

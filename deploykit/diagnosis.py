@@ -16,11 +16,10 @@ from deploykit.errors import DeploykitError, InstallError
 from deploykit.events import Event, Listener, silent
 from deploykit.home import home
 from deploykit.plugins import Plugin, survey
-from deploykit.protocol import Availability, to_json
+from deploykit.protocol import to_json
 from deploykit.requirements import canonical, unmet
 from deploykit.system_libraries import missing_libraries
 
-_PROBE_S = 120.0
 NOT_MADE = "environment not made yet: made on first use"
 
 
@@ -120,7 +119,7 @@ def examine(plugin: Plugin, *, install: bool = False, listen: Listener = silent)
     try:
         if not lacking or install or environments.lookup(plugin) is not None:
             python = environments.interpreter(plugin, install=install, listen=listen)
-            devices = _devices(plugin, python, listen)
+            devices = _devices(plugin, install, listen)
         else:
             devices = _unmade(plugin)
     except DeploykitError as error:
@@ -138,24 +137,20 @@ def examine(plugin: Plugin, *, install: bool = False, listen: Listener = silent)
     )
 
 
-def _devices(plugin: Plugin, python: Path, listen: Listener) -> tuple[DeviceFinding, ...]:
+def _devices(plugin: Plugin, install: bool, listen: Listener) -> tuple[DeviceFinding, ...]:
     versions = _versions(plugin)
     if "probe" not in plugin.functions:
         return _all_devices(plugin, runs=True, detail="", versions=versions)
-    from deploykit.steps import Limits, Worker
+    from deploykit.probing import probe
 
-    step = f"probing {plugin}"
-    listen(Event(kind="progress", step=step))
-    with Worker(
-        plugin, python=python, label=step, limits=Limits(timeout_s=_PROBE_S), listen=silent
-    ) as worker:
-        answers = worker.call("probe", None, tuple[Availability, ...])
+    listen(Event(kind="progress", step=f"probing {plugin}"))
+    answers = probe(plugin, install=install, listen=listen)
     return tuple(
         DeviceFinding(
             device=answer.device,
-            runs=answer.available,
-            detail=answer.detail,
-            versions=answer.versions or versions,
+            runs=None if answer.unprobed else answer.available,
+            detail=f"{answer.detail}, made on first use" if answer.unprobed else answer.detail,
+            versions=answer.versions or (versions if plugin.on(answer.device) is plugin else {}),
         )
         for answer in answers
     )

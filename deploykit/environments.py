@@ -108,7 +108,7 @@ def interpreter(plugin: Plugin, *, install: bool = True, listen: Listener = sile
     if not install:
         raise UnavailableError(
             f"the environment of {plugin} is not made yet, and installing is not allowed",
-            hint=f"make it with `deploykit env create {plugin.name}`",
+            hint=f"make it with `deploykit env create {str(plugin).partition(' ')[2]}`",
         )
     return create(plugin, listen=listen).python
 
@@ -167,7 +167,8 @@ def environments() -> tuple[Environment, ...]:
     """Return every environment that deploykit made, also those whose build was interrupted."""
     users: dict[str, list[str]] = {}
     for plugin in survey()[0]:
-        users.setdefault(key_of(plugin), []).append(str(plugin))
+        for each in (plugin, *map(plugin.on, plugin.environments)):
+            users.setdefault(key_of(each), []).append(str(each))
     root = _root()
     folders = sorted(root.iterdir()) if root.is_dir() else []
     found = (_read(folder, tuple(users.get(folder.name, ()))) for folder in folders)

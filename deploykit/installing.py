@@ -200,11 +200,13 @@ def _uv_environment(more: Mapping[str, str]) -> dict[str, str]:
 
 
 def _script(plugin: Plugin, folder: Path, limits: tuple[str, ...], listen: Listener) -> Path:
-    """Return the script for uv: the plugin itself, or its block with pip's constraints added."""
+    """Return the script for uv: the plugin itself, or what of its block is needed for a device's own
+    environment or with pip's constraints added.
+    """
     table = plugin.tool_uv()
-    if not limits or Path(f"{plugin.path}.lock").exists():
+    if not plugin.own_environment_of and (not limits or Path(f"{plugin.path}.lock").exists()):
         return plugin.path
-    if "sources" in table:
+    if "sources" in table and not plugin.own_environment_of:
         # paths in it are relative to the plugin's own file
         message = "pip's constraints are not applied: this plugin names its own sources"
         listen(Event(kind="note", step=f"environment of {plugin}", message=message))

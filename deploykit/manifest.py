@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from deploykit import processor
 from deploykit.errors import BundleError, UnavailableError, UsageError
 from deploykit.parity import Tolerance
+from deploykit.placement import DeviceShare
 from deploykit.protocol import LoadRequest, Signature, from_json, to_json
 
 MANIFEST_SCHEMA = 1
@@ -86,6 +87,7 @@ class Manifest:
     hardware: str = ""
     tolerance: Tolerance
     provenance: Provenance
+    placement: dict[str, DeviceShare] = field(default_factory=dict)
     golden: tuple[str, ...] = ()
     files: dict[str, FileRecord] = field(default_factory=dict)
 

@@ -5,7 +5,8 @@ A block is the plugin's declaration (https://peps.python.org/pep-0723/): what it
 (targets, the first is the default; `hetero:*` is one that takes arguments, as `hetero:gpu,cpu`),
 optionally `name`, `settings`, `libraries` (of the system, each with what brings it: `libcuda.so.1`),
 `newest_opset` (targets: the newest ONNX opset that is known to load and compute right), `cross`
-(targets: true where it compiles for other machines than its own) and `compiler` (converters: the
+(targets: true where it compiles for other machines than its own), `environments` (targets: a device
+to the dependencies that it needs instead of the block's own) and `compiler` (converters: the
 framework's own compiler, which `reference` uses when asked for it).
 """
 
@@ -14,7 +15,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ _FIELDS = (
     "newest_opset",
     "cross",
     "compiler",
+    "environments",
 )
 _BLOCK = re.compile(
     r"^# /// (?P<type>[a-zA-Z0-9-]+)$\s(?P<content>(^#(| .*)$\s)+)^# ///$", re.MULTILINE
@@ -66,9 +68,19 @@ class Plugin:
     libraries: dict[str, str] = field(default_factory=dict)
     cross: bool = False
     compiler: str = ""
+    environments: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    own_environment_of: str = ""
 
     def __str__(self) -> str:
-        return f"{self.kind} {self.name}"
+        device = f":{self.own_environment_of}" if self.own_environment_of else ""
+        return f"{self.kind} {self.name}{device}"
+
+    def on(self, device: str) -> Plugin:
+        """Return the plugin as it runs `device`: with other dependencies where the block says so."""
+        own = self.environments.get(device)
+        if own is None:
+            return self
+        return replace(self, dependencies=own, own_environment_of=device)
 
     def tool_uv(self) -> dict[str, Any]:
         """Return the block's `[tool.uv]` table (indexes, constraints, sources), often empty."""
@@ -149,14 +161,18 @@ def read_plugin(path: Path, *, kind: str) -> Plugin:
         devices=fields.texts("devices", required=kind == "target"),
         functions=fields.texts("functions", required=True),
         requires_python=_requires_python(data, path),
-        dependencies=_dependencies(data, path),
+        dependencies=_dependencies(data.get("dependencies", []), path),
         settings=fields.table("settings"),
         newest_opset=fields.number("newest_opset"),
         libraries=fields.table("libraries"),
+        environments=_environments(fields.values.get("environments", {}), path),
         block=block,
         cross=fields.flag("cross"),
         compiler=fields.text("compiler") if "compiler" in fields.values else "",
     )
+    for device in plugin.environments:
+        if device not in plugin.devices:
+            raise UsageError(f"`{path}`: `environments` names {device!r}, which is no device of it")
     if not _NAME.fullmatch(plugin.name):
         raise UsageError(f"`{path}`: the name {plugin.name!r} is not of [a-z0-9_.-]")
     for function in plugin.functions:
@@ -221,13 +237,13 @@ def parse_target(text: str) -> tuple[Plugin, str]:
     name, colon, device = text.partition(":")
     plugin = target(name)
     if not colon:
-        return plugin, plugin.devices[0]
+        return plugin.on(plugin.devices[0]), plugin.devices[0]
     if not any(_is_device(device, declared) for declared in plugin.devices):
         raise UsageError(
             f"target `{name}` has no device `{device}`{_meant(device, plugin.devices)}",
             hint=f"devices of `{name}`: {', '.join(plugin.devices)}",
         )
-    return plugin, device
+    return plugin.on(device), device
 
 
 def takes_arguments(device: str) -> bool:
@@ -243,7 +259,8 @@ def _is_device(device: str, declared: str) -> bool:
 
 
 def find(name: str) -> Plugin:
-    """Return the plugin called `name`, of either kind; `converter:NAME`, `target:NAME` say which.
+    """Return the plugin called `name`, of either kind; `converter:NAME`, `target:NAME` say which,
+    and `TARGET:DEVICE` means a target in the environment of that device.
 
     Raises UsageError where none or both kinds have it.
     """
@@ -251,6 +268,8 @@ def find(name: str) -> Plugin:
     if colon and kind in FUNCTIONS:
         return _named(kind, rest)
     every, errors = survey()
+    if colon and any(plugin.kind == "target" and plugin.name == kind for plugin in every):
+        return parse_target(name)[0]
     matches = [plugin for plugin in every if plugin.name == name]
     if len(matches) > 1:
         raise UsageError(
@@ -304,10 +323,15 @@ def _requires_python(data: dict[str, Any], path: Path) -> str:
     return str(text)
 
 
-def _dependencies(data: dict[str, Any], path: Path) -> tuple[str, ...]:
+def _environments(table: object, path: Path) -> dict[str, tuple[str, ...]]:
+    if not isinstance(table, dict):
+        raise UsageError(f"`{path}`: `environments` is no table of lists")
+    return {str(device): _dependencies(items, path) for device, items in table.items()}
+
+
+def _dependencies(items: object, path: Path) -> tuple[str, ...]:
     from packaging.requirements import InvalidRequirement, Requirement
 
-    items = data.get("dependencies", [])
     if not isinstance(items, list):
         raise UsageError(f"`{path}`: `dependencies` is not a list")
     for item in items:

@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deploykit.building import Build
 from deploykit.bundle import Manifest, golden
-from deploykit.compilation import Build
 from deploykit.errors import UsageError
 from deploykit.feeds import make_feed
 from deploykit.index_bounds import index_bounds

@@ -12,16 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from deploykit import __version__, environments, report
 from deploykit.agreement import agree, worst_by_output
+from deploykit.building import Build, CompiledBundle, Shapes, buckets, payload_bytes
 from deploykit.bundle import Manifest, check_files, read_manifest
-from deploykit.compilation import (
-    Build,
-    CompiledBundle,
-    Shapes,
-    buckets,
-    compile_for,
-    payload_bytes,
-    prepare_folder,
-)
+from deploykit.compilation import check_build, compile_for, prepare_folder
 from deploykit.conversion import announced
 from deploykit.errors import (
     BundleError,
@@ -44,7 +37,7 @@ from deploykit.report import Measurement, ParitySummary, Report
 from deploykit.runs import resumable
 from deploykit.source_model import SourceModel
 from deploykit.steps import OpenSession, Worker
-from deploykit.target_choice import check_precision, choose_targets, settings_for
+from deploykit.target_choice import choose_targets, settings_for
 from deploykit.verification import verify
 
 if TYPE_CHECKING:
@@ -78,6 +71,7 @@ def profile(
     precision: str = "fp32",
     settings: Mapping[str, str] | None = None,
     shapes: Shapes = None,
+    strict_placement: bool = False,
     load: Load = Load(),
     source: SourceOptions = SourceOptions(),
     checks: Checks = Checks(),
@@ -101,11 +95,16 @@ def profile(
             f"`{targets[0]}` needs a model, and only bundles were given",
             hint="leave `--target` out, or name the model",
         )
-    check_precision(precision)
+    build = Build(
+        precision=precision,
+        settings=settings or {},
+        shapes=buckets(shapes),
+        strict_placement=strict_placement,
+    )
+    check_build(build, checks)
     if output is not None:
         _check_output(Path(output))
     conditions = replace(conditions, threads=conditions.threads or usable_cores())
-    build = Build(precision=precision, settings=settings or {}, shapes=buckets(shapes))
     with contextlib.ExitStack() as stack:
         entries: list[Contender | Measurement] = []
         about: dict[str, Any] = {}

@@ -136,11 +136,16 @@ class ReferenceRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Availability:
-    """Whether `device` of a target can run here: `detail` names it, or says what is missing."""
+    """Whether `device` of a target can run here: `detail` names it, or says what is missing.
+
+    `unprobed` goes with a device that has an environment of its own, and says that only there it
+    can be known; here nothing speaks against it.
+    """
 
     device: str
     available: bool
     detail: str = ""
+    unprobed: bool = False
     versions: dict[str, str] = field(default_factory=dict)
 
 
@@ -230,7 +235,8 @@ class OperatorRun:
     """One operation of a run, as the runtime tells it.
 
     `name` and `operator` are the runtime's words; `nodes` are the ONNX nodes that it stands for,
-    where that is known. `device` is where it ran (`cpu`, `cuda`), `precision` the element type that
+    where that is known. `device` is where it ran, in the words of the target's own devices (`cpu`,
+    `cuda`), `precision` the element type that
     it computed in (`fp32`, `fp16`, `bf16`, `int8`; empty where the runtime does not tell). `time_us`
     is the median over a few runs, None where the runtime does not time operations.
     """

@@ -88,7 +88,7 @@ def load(
 def target_of(manifest: Manifest) -> Plugin:
     """Return the target that runs the bundle. Raises UnavailableError where there is none."""
     try:
-        return plugins.target(manifest.target)
+        return plugins.target(manifest.target).on(manifest.device)
     except UsageError as error:
         raise UnavailableError(
             f"the bundle needs the target `{manifest.target}`, which this deploykit does not have",

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from deploykit import environments, plugins
+from deploykit import plugins
 from deploykit.errors import DeploykitError, UsageError
 from deploykit.events import Event
+from deploykit.probing import probe
 from deploykit.protocol import Availability
-from deploykit.steps import Worker
 
 if TYPE_CHECKING:
     from deploykit.options import Conditions
@@ -42,18 +42,14 @@ def available_targets(conditions: Conditions) -> list[tuple[Plugin, str]]:
     found = []
     for plugin in plugins.plugins("target"):
         try:
-            python = environments.interpreter(
-                plugin, install=conditions.install, listen=conditions.listen
-            )
-            with Worker(plugin, python=python, label=f"probe {plugin.name}") as worker:
-                devices = worker.call("probe", None, tuple[Availability, ...])
+            devices = probe(plugin, install=conditions.install, listen=conditions.listen)
         except DeploykitError as error:
             devices = (Availability(device="*", available=False, detail=error.message),)
         for device in devices:
             if plugins.takes_arguments(device.device):
                 continue  # only the user knows which
             if device.available:
-                found.append((plugin, device.device))
+                found.append((plugin.on(device.device), device.device))
             else:
                 left_out = f"{plugin.name}:{device.device} cannot run here: {device.detail}"
                 conditions.listen(Event(kind="note", step="probe", message=left_out))

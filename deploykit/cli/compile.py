@@ -45,6 +45,11 @@ from deploykit.cli.options import (
 @click.option(
     "--shape", "shapes", multiple=True, metavar="NAME=1x3x224x224", help="Fix a dynamic input."
 )
+@click.option(
+    "--strict-placement",
+    is_flag=True,
+    help="Fail where something runs on another device than the one asked for.",
+)
 @click.option("--resume", is_flag=True, help="Go on after an interrupted run of this command.")
 @source_options
 @setting_option
@@ -57,6 +62,7 @@ def command(
     output: Path,
     precision: str,
     shapes: tuple[str, ...],
+    strict_placement: bool,
     resume: bool,
     settings: tuple[str, ...],
     **values: Any,
@@ -85,6 +91,7 @@ def command(
         precision=precision,
         settings=for_targets,
         shapes=parse_shapes(shapes),
+        strict_placement=strict_placement,
         source=source_from(values, for_converter),
         checks=checks_from(values),
         conditions=conditions_from(values),

@@ -61,6 +61,11 @@ if TYPE_CHECKING:
 @click.option(
     "--shape", "shapes", multiple=True, metavar="NAME=1x3x224x224", help="Fix a dynamic input."
 )
+@click.option(
+    "--strict-placement",
+    is_flag=True,
+    help="Fail where something runs on another device than the one asked for.",
+)
 @click.option("--resume", is_flag=True, help="Go on after an interrupted run of this command.")
 @source_options
 @setting_option
@@ -77,6 +82,7 @@ def command(
     seed: int,
     precision: str,
     shapes: tuple[str, ...],
+    strict_placement: bool,
     resume: bool,
     settings: tuple[str, ...],
     **values: Any,
@@ -115,6 +121,7 @@ def command(
         precision=precision,
         settings=for_targets,
         shapes=parse_shapes(shapes),
+        strict_placement=strict_placement,
         load=Load(batch=batch, duration_s=duration, seed=seed),
         source=source_from(values, for_converter),
         checks=checks_from(values),

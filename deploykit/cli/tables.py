@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
 
-    from deploykit.compilation import Compilation, CompiledBundle
+    from deploykit.building import CompiledBundle
+    from deploykit.compilation import Compilation
     from deploykit.outcomes import Outcome
     from deploykit.parity import OutputParity
 

@@ -74,3 +74,17 @@ def test_fixed_sizes(odd: CommandLine, odd_model: Path) -> None:
     manifest = json.loads((odd.folder / "onnxruntime-cpu-fp32" / "manifest.json").read_text())
     assert manifest["signature"]["inputs"][0]["shape"] == [6, 4]
     assert manifest["golden"] == []
+
+
+def test_strict_placement(odd: CommandLine, small_onnx: Path) -> None:
+    arguments: list[str | Path] = ["compile", small_onnx, "-t", "odd:strays", "-o", "b", "-q"]
+    done = odd(*arguments, "--seeds", "1", "--json")
+    assert done.code == 0
+    (bundle,) = json.loads(done.stdout)["bundles"]
+    assert bundle["placement"]["cpu"]["nodes"] == 2
+    done = odd(*arguments, "--seeds", "1", "--strict-placement")
+    assert done.code == 4
+    assert "2 of 4 nodes, 4 % of the time, ran on cpu: NonZero, Resize" in done.stdout
+    done = odd(*arguments, "--no-verify", "--strict-placement")
+    assert done.code == 2
+    assert "--no-verify" in done.errors[0]

@@ -48,7 +48,7 @@ def test_runs_go_where_they_fit(
     evaluator = onnx.reference.ReferenceEvaluator(str(small_onnx))
     with dk.load(bundle, isolated=isolated) as session:
         for batch in (4, 1, 4):
-            (expected,) = evaluator.run(None, images(batch))
+            expected: Any = next(iter(evaluator.run(None, images(batch))))
             found = session.run(images(batch))["y"]
             np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
             bound = session.bind(images(batch))

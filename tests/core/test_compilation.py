@@ -211,6 +211,56 @@ def test_a_bundle_is_replaced_and_anything_else_is_not(
     assert read_manifest(folder).settings == {"colour": "green"}
 
 
+STRAYED = "2 of 4 nodes, 4 % of the time, ran on cpu: NonZero, Resize"
+
+
+def test_what_ran_elsewhere_is_noted_and_kept(
+    small_onnx: Path, odd_plugins: Path, tmp_path: Path
+) -> None:
+    notes: list[Event] = []
+    made = compile(
+        small_onnx, tmp_path, "strays", "cpu", conditions=dk.Conditions(listen=notes.append)
+    )
+    strayed, home = made.bundles
+    assert strayed.notes == ("odd", STRAYED)
+    assert any(STRAYED in event.message for event in notes if event.kind == "note")
+    assert {name: (share.nodes, share.time_share) for name, share in strayed.placement.items()} == {
+        "cpu": (2, 0.04),
+        "strays": (2, 0.96),
+    }
+    manifest = read_manifest(strayed.folder or "")
+    assert manifest.placement == strayed.placement
+    assert manifest.notes == strayed.notes
+    assert home.notes == ("odd",)
+    assert home.placement["cpu"].nodes == 4
+    assert home.placement["cpu"].time_share == 1.0
+    assert made.to_json()["bundles"][0]["placement"]["cpu"]["operators"] == ["NonZero", "Resize"]
+
+
+def test_strict_placement_fails_where_something_strayed(
+    small_onnx: Path, odd_plugins: Path, tmp_path: Path
+) -> None:
+    made = compile(small_onnx, tmp_path, "strays", "mute", "cpu", strict_placement=True)
+    strayed, mute, home = made.bundles
+    assert (strayed.outcome.kind, strayed.folder) == ("unsupported", None)
+    assert STRAYED in strayed.outcome.detail
+    assert (mute.outcome.kind, mute.folder) == ("error", None)
+    assert home.outcome.kind == "ok"
+    assert [path.name for path in tmp_path.iterdir()] == ["odd-cpu-fp32"]
+    with pytest.raises(UsageError, match="--no-verify"):
+        compile(small_onnx, tmp_path, "cpu", strict_placement=True, checks=dk.Checks(enabled=False))
+
+
+def test_an_audit_that_fails_takes_nothing_from_the_proof(
+    small_onnx: Path, odd_plugins: Path, tmp_path: Path
+) -> None:
+    notes: list[Event] = []
+    made = compile(small_onnx, tmp_path, "mute", conditions=dk.Conditions(listen=notes.append))
+    assert made.bundles[0].outcome.kind == "ok"
+    assert made.bundles[0].placement == {}
+    assert any("profiler is broken" in event.message for event in notes)
+
+
 # --- for other machines
 
 FOREIGN = Hardware(name="far-board", triple="riscv64-linux-gnu", cores=4)

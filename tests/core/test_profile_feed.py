@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import deploykit as dk
+from deploykit.building import Build
 from deploykit.bundle import golden, read_manifest
-from deploykit.compilation import Build
 from deploykit.errors import UsageError
 from deploykit.prepared import Prepared
 from deploykit.profile_feed import feed_of_bundle, feed_of_model

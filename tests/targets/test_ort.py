@@ -68,7 +68,7 @@ def test_a_layout_for_one_processor_is_said_and_checked(bench: Any, convolutions
 def test_extended_fits_every_processor(bench: Any, convolutions: Any) -> None:
     result = bench.compile(convolutions, settings={"optimization": "extended"})
     assert result.notes == ()
-    assert [path.name for path in bench.payload.iterdir()] == ["model.onnx"]
+    assert sorted(path.name for path in bench.payload.iterdir()) == ["model.onnx", "nodes.json"]
 
 
 @pytest.mark.parametrize("optimization", ["all", "extended", "basic", "none"])
@@ -85,10 +85,8 @@ def test_settings_reach_the_session(bench: Any, convolutions: Any) -> None:
     import onnxruntime
 
     settings = {"execution": "parallel", "inter_threads": "2", "spinning": "false"}
-    assert bench.compile(convolutions, settings=settings).settings == {
-        "optimization": "all",
-        **settings,
-    }
+    found = bench.compile(convolutions, settings=settings).settings
+    assert found.items() >= {"optimization": "all", **settings}.items()
     options = bench.load(threads=1)._open().get_session_options()
     assert options.intra_op_num_threads == 1
     assert options.inter_op_num_threads == 2
@@ -141,7 +139,7 @@ def test_a_large_model_keeps_its_weights_beside(
         [("y", FLOAT, [1, 64])],
         {"w": weight},
     )
-    monkeypatch.setattr(bench.module, "LARGE_BYTES", 1000)
+    monkeypatch.setattr(bench.module.saving, "LARGE_BYTES", 1000)
     bench.compile(model)
     assert (bench.payload / "weights.bin").stat().st_size >= weight.nbytes
     assert (bench.payload / "model.onnx").stat().st_size < 1000
