@@ -238,11 +238,11 @@ def _processors(cpuinfo: str) -> Sequence[Mapping[str, str]]:
     """Return the fields of each processor; a paragraph without any of one is not one."""
     found = []
     for paragraph in re.split(r"\n\s*\n", cpuinfo):
-        fields = dict(
-            (key.strip(), value.strip())
+        fields = {
+            key.strip(): value.strip()
             for key, colon, value in (line.partition(":") for line in paragraph.splitlines())
             if colon
-        )
+        }
         if fields.keys() & {"processor", "flags", "Features", "CPU part", "isa"}:
             found.append(fields)
     return found

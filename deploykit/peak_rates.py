@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 SMALLEST, LARGEST = 256, 8192
@@ -70,7 +71,7 @@ def _numpy_product(rows: int, dtype: str, threads: int) -> tuple[Callable[[], An
 
 
 def _onnxruntime_product(rows: int, dtype: str, threads: int) -> tuple[Callable[[], Any], str]:
-    import onnxruntime
+    import onnxruntime  # type: ignore[import-untyped]
     from onnx import TensorProto, helper, numpy_helper
 
     if dtype == "int8":  # bytes times signed bytes to int32, as quantised networks do
@@ -121,9 +122,9 @@ def blas() -> str:
     """Return which BLAS numpy has loaded, its version, and which kernels it chose for this processor."""
     import numpy as np
 
-    told = np.show_config(mode="dicts")["Build Dependencies"]["blas"]  # type: ignore[call-overload]
+    told = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
     names = " ".join(filter(None, (told.get("name"), told.get("version"))))
-    with open("/proc/self/maps", encoding="utf-8", errors="replace") as stream:
+    with Path("/proc/self/maps").open(encoding="utf-8", errors="replace") as stream:
         loaded = {line.split(maxsplit=5)[-1].strip() for line in stream if "openblas" in line}
     for path in sorted(loaded):
         library = ctypes.CDLL(path)

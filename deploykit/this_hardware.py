@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import json
 import os
@@ -100,7 +99,7 @@ def profile_of(
 
     `today` is the date of its sources, by default the date.
     """
-    today = today or datetime.datetime.now(datetime.timezone.utc).date().isoformat()
+    today = today or datetime.datetime.now(datetime.UTC).date().isoformat()
     kernel = ("kernel",)
     title = machine.cpu_model or f"processor of kind {machine.architecture}"
     memory = min(filter(None, (machine.memory_bytes, machine.memory_limit_bytes)), default=None)
