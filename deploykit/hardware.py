@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from deploykit.errors import UsageError
-from deploykit.hardware_file import read_profile
+from deploykit.hardware_reading import read_profile
 from deploykit.hardware_profile import Device as Device
 from deploykit.hardware_profile import Figure as Figure
 from deploykit.hardware_profile import Price as Price

@@ -9,7 +9,7 @@ from typing import Any
 from deploykit.protocol import Hardware, to_json
 
 SCHEMA = 1
-"""Of the profiles' TOML files; `hardware_file` reads and writes it."""
+"""Of the profiles' TOML files; `hardware_reading` and `hardware_writing` know it."""
 
 KINDS = ("cpu", "board", "phone", "gpu", "npu", "browser")
 

@@ -66,7 +66,8 @@ def command(name: str | None, this: bool, output: Path | None) -> None:
 
 
 def _this_machine(output: Path | None) -> None:
-    from deploykit.hardware_file import NAME, write_profile
+    from deploykit.hardware_reading import NAME
+    from deploykit.hardware_writing import write_profile
     from deploykit.this_hardware import this_hardware
 
     # before anything is measured: seconds of work end in no surprise

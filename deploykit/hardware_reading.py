@@ -1,8 +1,7 @@
-"""Hardware profiles as TOML files: read with every field checked, written so that they read back."""
+"""Hardware profiles read from TOML files, with every field checked and every error naming its field."""
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -12,7 +11,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from deploykit.errors import OutputError, UsageError
+from deploykit.errors import UsageError
 from deploykit.hardware_profile import (
     APIS,
     BYTES_OF,
@@ -42,7 +41,8 @@ _FEATURE = re.compile(r"[+-][a-z0-9][a-z0-9._-]*")
 _WORD = re.compile(r"[A-Za-z0-9][\w.-]*")
 _DATE = re.compile(r"\d{4}(-(0[1-9]|1[0-2])(-(0[1-9]|[12]\d|3[01]))?)?")
 
-_FIGURES = ("cores", "threads", "memory_bytes", "power_w")
+FIGURES = ("cores", "threads", "memory_bytes", "power_w")
+"""Those of the profile itself."""
 _WHOLE = ("cores", "threads", "memory_bytes")
 
 
@@ -102,7 +102,7 @@ def parse_profile(text: str, *, name: str, where: str) -> Profile:
         cpu=top.matching("cpu", _WORD, "LLVM's name of a processor", default=""),
         features=top.texts("features", _FEATURE, "LLVM's features, such as `+dotprod`"),
         flags=top.texts("flags", _WORD, "the kernel's names, as in /proc/cpuinfo"),
-        **{key: top.figure(key, whole=key in _WHOLE) for key in _FIGURES},
+        **{key: top.figure(key, whole=key in _WHOLE) for key in FIGURES},
         devices={key: _device(table) for key, table in top.tables("devices", DEVICES).items()},
         prices=tuple(_price(table) for table in top.items("prices")),
         sources=sources,
@@ -335,74 +335,3 @@ class _Table:
 def _meant(name: str, known: Collection[str]) -> str:
     near = get_close_matches(name, list(known), n=1)
     return f" (did you mean `{near[0]}`?)" if near else ""
-
-
-def format_profile(profile: Profile) -> str:
-    """Return `profile` as the TOML text that `parse_profile` reads back as the same profile."""
-    lines = [f"schema = {SCHEMA}"]
-    for key in ("summary", "kind", "triple", "cpu"):
-        lines += _pair(key, getattr(profile, key))
-    lines += _pair("features", profile.features) + _pair("flags", profile.flags)
-    for key in _FIGURES:
-        lines += _section(key, getattr(profile, key))
-    for name, device in profile.devices.items():
-        lines += ["", f"[devices.{name}]", *_pair("title", device.title)]
-        lines += _pair("apis", device.apis) + _pair("architecture", device.architecture)
-        for key in ("memory_bytes", "bandwidth_bytes_per_s"):
-            lines += _section(f"devices.{name}.{key}", getattr(device, key))
-        for dtype, peak in device.peak_ops_per_s.items():
-            lines += _section(f"devices.{name}.peak_ops_per_s.{dtype}", peak)
-    for price in profile.prices:
-        lines += ["", "[[prices]]"]
-        for key, value in vars(price).items():
-            lines += _pair(key, value)
-    for name, source in profile.sources.items():
-        lines += _section(f"sources.{_toml(name) if '.' in name else name}", source)
-    return "\n".join(lines) + "\n"
-
-
-def write_profile(profile: Profile, path: str | os.PathLike[str]) -> None:
-    """Write `profile` to the new file `path`, which appears when it is whole.
-
-    Raises OutputError where it exists already or cannot be written.
-    """
-    path = Path(path)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(format_profile(profile), encoding="utf-8")
-        path.open("x").close()  # ours from here on: a rename alone would replace another's file
-        temporary.replace(path)
-    except FileExistsError as error:
-        raise OutputError(
-            f"`{path}` exists already", hint="choose another file with `-o`"
-        ) from error
-    except OSError as error:
-        raise OutputError(
-            f"cannot write the hardware profile `{path}`: {error.strerror or error}",
-            hint="choose another file with `-o`",
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _section(name: str, value: Figure | Source | None) -> list[str]:
-    if value is None:
-        return []
-    return ["", f"[{name}]", *(line for k, v in vars(value).items() for line in _pair(k, v))]
-
-
-def _pair(key: str, value: object) -> list[str]:
-    """Return the lines of `key = value`, none where it is empty."""
-    if value in ("", ()):
-        return []
-    line = f"{key} = {_toml(value)}"
-    if len(line) <= 100 or not isinstance(value, tuple):
-        return [line]
-    return [f"{key} = [", *(f"    {_toml(item)}," for item in value), "]"]
-
-
-def _toml(value: object) -> str:
-    if isinstance(value, tuple):
-        return f"[{', '.join(map(_toml, value))}]"
-    # TOML's basic strings and numbers are JSON's, save DEL, which no field may have
-    return json.dumps(value, ensure_ascii=False)
