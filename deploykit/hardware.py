@@ -13,12 +13,12 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from deploykit.errors import UsageError
-from deploykit.hardware_reading import read_profile
 from deploykit.hardware_profile import Device as Device
 from deploykit.hardware_profile import Figure as Figure
 from deploykit.hardware_profile import Price as Price
 from deploykit.hardware_profile import Profile as Profile
 from deploykit.hardware_profile import Source as Source
+from deploykit.hardware_reading import read_profile
 
 
 def hardware(name: str | os.PathLike[str]) -> Profile:

@@ -127,8 +127,8 @@ class Profile:
 
     `triple`, `cpu` and `features` are LLVM's words, `flags` the kernel's for the instruction sets
     that inference kernels choose by. `cores` are those that a model should use (of a phone the fast
-    ones), `threads` the hardware threads where they are more. `power_w` is what the vendor states:
-    of a chip its thermal design power, of a board its largest module power.
+    ones), `threads` their hardware threads where those are more. `power_w` is what the vendor
+    states, of a chip or of a board; its note says which.
     """
 
     name: str

@@ -78,7 +78,7 @@ def test_a_file_is_named_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path)
     for name in ("own-board.toml", "./own-board.toml", tmp_path / "own-board.toml"):
         assert hardware(name).name == "own-board"
-    with pytest.raises(UsageError, match="cannot read the hardware profile `absent.toml`"):
+    with pytest.raises(UsageError, match=r"cannot read the hardware profile `absent\.toml`"):
         hardware("absent.toml")
 
 
