@@ -13,7 +13,7 @@ import struct
 from collections.abc import Collection, Mapping, Sequence
 
 # Family and model of `/proc/cpuinfo` to LLVM's name.
-_INTEL = {
+INTEL = {
     "nehalem": (0x1A, 0x1E, 0x1F, 0x2E),
     "westmere": (0x25, 0x2C, 0x2F),
     "sandybridge": (0x2A, 0x2D),
@@ -42,7 +42,7 @@ _INTEL = {
     "goldmont-plus": (0x7A,),
     "tremont": (0x86, 0x8A, 0x96, 0x9C),
 }
-_AMD = {
+AMD = {
     ("znver1", 23): ((0x00, 0x2F),),
     ("znver2", 23): ((0x30, 0x3F), (0x47, 0x47), (0x60, 0x7F), (0x84, 0x87), (0x90, 0xAF)),
     ("znver3", 25): ((0x00, 0x0F), (0x20, 0x5F)),
@@ -52,7 +52,7 @@ _AMD = {
 
 # Implementer and part of `/proc/cpuinfo` to LLVM's name; of cores that share a chip the faster
 # comes later.
-_ARM = {
+ARM = {
     ("0x41", "0xd04"): "cortex-a35",
     ("0x41", "0xd03"): "cortex-a53",
     ("0x41", "0xd05"): "cortex-a55",
@@ -100,7 +100,7 @@ _ARM = {
 }
 
 # Features that a compiler uses by itself: LLVM's name to the kernel's.
-_X86_FEATURES = {
+X86_FEATURES = {
     "sse3": "pni",
     "ssse3": "ssse3",
     "sse4.1": "sse4_1",
@@ -143,7 +143,7 @@ _X86_FEATURES = {
     "amx-bf16": "amx_bf16",
     "amx-fp16": "amx_fp16",
 }
-_ARM_FEATURES = {
+ARM_FEATURES = {
     "neon": "asimd",
     "crc": "crc32",
     "aes": "aes",
@@ -166,7 +166,7 @@ _RISCV_LETTERS = "mafdcv"
 _RISCV_WORDS = ("zba", "zbb", "zbc", "zbs", "zfh", "zvfh", "zvbb")
 
 # Levels of the x86-64 psABI by what they add, in the kernel's words.
-_X86_LEVELS = (
+X86_LEVELS = (
     ("x86-64", ()),
     ("x86-64-v2", ("cx16", "lahf_lm", "popcnt", "pni", "ssse3", "sse4_1", "sse4_2")),
     ("x86-64-v3", ("abm", "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe")),
@@ -205,10 +205,10 @@ def cpu_name(architecture: str, cpuinfo: str) -> str:
     if architecture.startswith("riscv"):
         return f"generic-rv{architecture[5:7]}"
     parts = {(cpu.get("CPU implementer", ""), cpu.get("CPU part", "")) for cpu in processors}
-    known = [part for part in _ARM if part in parts]
-    if not known or not parts - {("", "")} <= set(_ARM):
+    known = [part for part in ARM if part in parts]
+    if not known or not parts - {("", "")} <= set(ARM):
         return ""  # a core that we do not know may lack what the known one has
-    return _ARM[known[-1]]
+    return ARM[known[-1]]
 
 
 def features(architecture: str, cpuinfo: str) -> tuple[str, ...]:
@@ -216,7 +216,7 @@ def features(architecture: str, cpuinfo: str) -> tuple[str, ...]:
     processors = _processors(cpuinfo)
     if architecture.startswith("riscv"):
         return _riscv_features(processors)
-    known = _X86_FEATURES if architecture in ("x86_64", "i686") else _ARM_FEATURES
+    known = X86_FEATURES if architecture in ("x86_64", "i686") else ARM_FEATURES
     flags = flags_of(cpuinfo)
     if not flags:
         return ()
@@ -260,11 +260,11 @@ def _x86_name(cpu: Mapping[str, str]) -> str:
             if "avx512_bf16" in flags:
                 return "cooperlake"
             return "cascadelake" if "avx512_vnni" in flags else "skylake-avx512"
-        for name, models in _INTEL.items():
+        for name, models in INTEL.items():
             if model in models:
                 return name
     if vendor == "AuthenticAMD":
-        for (name, of_family), ranges in _AMD.items():
+        for (name, of_family), ranges in AMD.items():
             if family == of_family and any(low <= model <= high for low, high in ranges):
                 return name
     return _x86_level(flags)
@@ -272,7 +272,7 @@ def _x86_name(cpu: Mapping[str, str]) -> str:
 
 def _x86_level(flags: Collection[str]) -> str:
     name = ""
-    for level, added in _X86_LEVELS:
+    for level, added in X86_LEVELS:
         if not set(added) <= set(flags):
             break
         name = level

@@ -15,7 +15,7 @@ from deploykit import environments, plugins
 from deploykit.hardware_profile import FORMULA_TOLERANCE, Figure, Price, Profile, product_of
 from deploykit.hardware_reading import read_profile
 from deploykit.hardware_writing import format_profile
-from deploykit.llvm_names import _AMD, _ARM, _ARM_FEATURES, _INTEL, _X86_FEATURES, _X86_LEVELS
+from deploykit.llvm_names import AMD, ARM, ARM_FEATURES, INTEL, X86_FEATURES, X86_LEVELS
 from deploykit.machine import FLAGS
 
 FOLDER = Path(__file__).resolve().parents[2] / "profiles"
@@ -156,10 +156,12 @@ def test_llvm_knows_every_name_in_the_profiles() -> None:
 
 @pytest.mark.environment
 def test_llvm_knows_every_name_of_a_fingerprint() -> None:
-    x86 = {name for name, _ in _X86_LEVELS} | set(_INTEL) | {name for name, _ in _AMD}
+    x86 = {name for name, _ in X86_LEVELS} | set(INTEL) | {name for name, _ in AMD}
     x86 |= {"skylake-avx512", "cascadelake", "cooperlake"}
-    questions = [("x86_64-linux-gnu", name, []) for name in sorted(x86)]
-    questions += [("aarch64-linux-gnu", name, []) for name in sorted(set(_ARM.values()))]
+    questions: list[tuple[str, str, list[str]]] = [
+        ("x86_64-linux-gnu", name, []) for name in sorted(x86)
+    ]
+    questions += [("aarch64-linux-gnu", name, []) for name in sorted(set(ARM.values()))]
     questions += [("riscv64-linux-gnu", "generic-rv64", ["+m", "+a", "+f", "+d", "+c", "+v"])]
     answers, _ = llvm(questions)
     unknown = [
@@ -170,13 +172,13 @@ def test_llvm_knows_every_name_of_a_fingerprint() -> None:
     assert unknown == []
     answers, warnings = llvm(
         [
-            ("x86_64-linux-gnu", "x86-64", [f"+{name}" for name in _X86_FEATURES]),
-            ("aarch64-linux-gnu", "generic", [f"+{name}" for name in _ARM_FEATURES]),
+            ("x86_64-linux-gnu", "x86-64", [f"+{name}" for name in X86_FEATURES]),
+            ("aarch64-linux-gnu", "generic", [f"+{name}" for name in ARM_FEATURES]),
         ]
     )
     assert "not a recognized feature" not in warnings
-    assert set(_X86_FEATURES) <= set(answers[0]["features"])
-    assert set(_ARM_FEATURES) <= set(answers[1]["features"])
+    assert set(X86_FEATURES) <= set(answers[0]["features"])
+    assert set(ARM_FEATURES) <= set(answers[1]["features"])
 
 
 @pytest.mark.environment
