@@ -17,6 +17,7 @@ from deploykit.errors import PluginError, StepError
 from deploykit.events import Event, Listener, silent
 from deploykit.hardware_profile import Device, Figure, Profile, Source
 from deploykit.machine import FLAGS, Machine, fingerprint
+from deploykit.nvidia_driver import NvidiaGpu, nvidia_gpu
 from deploykit.processes import clean_environment, run_command
 
 BUDGET_S = 0.3
@@ -87,13 +88,22 @@ def this_hardware(
     machine = fingerprint()
     cpuinfo = _text(Path("/proc/cpuinfo"))
     rates, notes = measure(machine, listen=listen, budget_s=budget_s)
+    gpu = nvidia_gpu()
+    if gpu is not None:
+        notes += (f"the GPU ({gpu.name}) is described, not measured",)
     return Fingerprint(
-        profile=profile_of(machine, cpuinfo, rates, name=name), rates=rates, notes=notes
+        profile=profile_of(machine, cpuinfo, rates, name=name, gpu=gpu), rates=rates, notes=notes
     )
 
 
 def profile_of(
-    machine: Machine, cpuinfo: str, rates: tuple[Rate, ...], *, name: str, today: str = ""
+    machine: Machine,
+    cpuinfo: str,
+    rates: tuple[Rate, ...],
+    *,
+    name: str,
+    gpu: NvidiaGpu | None = None,
+    today: str = "",
 ) -> Profile:
     """Return the profile of `machine`, whose `/proc/cpuinfo` is `cpuinfo`, with `rates` as peaks.
 
@@ -101,7 +111,7 @@ def profile_of(
     """
     today = today or datetime.datetime.now(datetime.UTC).date().isoformat()
     kernel = ("kernel",)
-    title = machine.cpu_model or f"processor of kind {machine.architecture}"
+    title = _line(machine.cpu_model) or f"processor of kind {machine.architecture}"
     memory = min(filter(None, (machine.memory_bytes, machine.memory_limit_bytes)), default=None)
     by = {what: max(_of(rates, what), key=lambda rate: rate.best) for what in _kinds(rates)}
     bandwidth = by.pop("memory", None)
@@ -119,6 +129,25 @@ def profile_of(
             publisher=f"measured by deploykit {__version__}",
             date=today,
         )
+    devices = {
+        "cpu": Device(
+            title=title,
+            apis=("cpu",),
+            bandwidth_bytes_per_s=None if bandwidth is None else _figure(bandwidth),
+            peak_ops_per_s={what: _figure(rate) for what, rate in by.items()},
+        )
+    }
+    if gpu is not None:
+        sources["driver"] = Source(
+            title="nvidia-smi", publisher="NVIDIA", document=f"driver {gpu.driver}", date=today
+        )
+        own = gpu.memory_bytes
+        devices["gpu"] = Device(
+            title=_line(gpu.name if gpu.count == 1 else f"{gpu.count} x {gpu.name}"),
+            apis=("cuda",),
+            architecture=gpu.architecture,
+            memory_bytes=None if own is None else Figure(value=own, sources=("driver",)),
+        )
     return Profile(
         name=name,
         summary=f"{title}, {_cores(machine.cores_usable)} usable, measured",
@@ -134,14 +163,7 @@ def profile_of(
         ),
         threads=Figure(value=machine.cores_logical, sources=kernel),
         memory_bytes=None if memory is None else Figure(value=memory, sources=kernel),
-        devices={
-            "cpu": Device(
-                title=title,
-                apis=("cpu",),
-                bandwidth_bytes_per_s=None if bandwidth is None else _figure(bandwidth),
-                peak_ops_per_s={what: _figure(rate) for what, rate in by.items()},
-            )
-        },
+        devices=devices,
         sources=sources,
     )
 
@@ -280,6 +302,11 @@ def _of(rates: tuple[Rate, ...], what: str) -> list[Rate]:
 
 def _kinds(rates: tuple[Rate, ...]) -> list[str]:
     return list(dict.fromkeys(rate.what for rate in rates))
+
+
+def _line(text: str) -> str:
+    """Return what firmware says as one plain line: it is padded with blanks, and now and then worse."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def _cores(count: int) -> str:

@@ -16,6 +16,7 @@ from deploykit.events import Event
 from deploykit.hardware_reading import parse_profile
 from deploykit.hardware_writing import format_profile
 from deploykit.machine import Machine, fingerprint
+from deploykit.nvidia_driver import NvidiaGpu
 from deploykit.this_hardware import Rate, last_level_cache_bytes, measure, profile_of
 
 CPUINFO = (
@@ -83,6 +84,32 @@ def test_what_the_machine_is() -> None:
     assert profile.cores.value == 2
     assert profile.memory_bytes is not None
     assert profile.memory_bytes.value == 4 << 30  # what the control group leaves of it
+    assert parse_profile(format_profile(profile), name="mine", where="it") == profile
+
+
+@pytest.mark.parametrize(
+    ("told", "title"),
+    [
+        ("Intel(R) Core(TM) i7-4770  CPU @ 3.40GHz   ", "Intel(R) Core(TM) i7-4770 CPU @ 3.40GHz"),
+        ("Board\x00\tRev\x7f \u202e1", "Board Rev 1"),
+        (" ", "processor of kind x86_64"),
+    ],
+)
+def test_a_name_from_firmware_becomes_a_line(told: str, title: str) -> None:
+    profile = profile_of(machine(cpu_model=told), CPUINFO, (rate("fp32", 1e9),), name="mine")
+    assert profile.devices["cpu"].title == title
+    assert parse_profile(format_profile(profile), name="mine", where="it") == profile
+
+
+def test_a_gpu_is_described_by_its_driver() -> None:
+    gpu = NvidiaGpu(
+        name="NVIDIA L4", count=2, architecture="sm_89", memory_bytes=24 << 30, driver="570.1"
+    )
+    profile = profile_of(machine(), CPUINFO, (rate("fp32", 1e9),), name="mine", gpu=gpu)
+    assert profile.gpu == "sm_89"
+    assert profile.devices["gpu"].title == "2 x NVIDIA L4"
+    assert profile.devices["gpu"].peak_ops_per_s == {}
+    assert profile.sources["driver"].document == "driver 570.1"
     assert parse_profile(format_profile(profile), name="mine", where="it") == profile
 
 
