@@ -1,8 +1,8 @@
 """The folders that hold plugins, importable as `deploykit._plugins.converters.pytorch` everywhere.
 
 In a wheel they lie beside this file, in a checkout at its root; `DEPLOYKIT_PLUGIN_PATH` adds the
-user's own folders (each with `converters/` or `targets/` in it). The names are real import paths,
-so `multiprocessing` spawn and pickling work inside a plugin.
+user's own folders (each with `converters/`, `targets/` or `profiles/` in it). The names are real
+import paths, so `multiprocessing` spawn and pickling work inside a plugin.
 """
 
 import os

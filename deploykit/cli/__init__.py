@@ -19,6 +19,7 @@ COMMANDS = {
     "verify": "Run a bundle on its golden inputs, here, and compare.",
     "run": "Run a bundle on your own inputs.",
     "profile": "Measure targets side by side and write a report.",
+    "hardware": "List and show devices to deploy to; measure this machine into a new profile.",
     "env": "List, create and remove the environments of the plugins.",
     "doctor": "Say what can run on this machine, what cannot, and why.",
 }

@@ -28,3 +28,7 @@ def test_what_is_in_the_wheel(tmp_path: Path) -> None:
     for folder in ("converters", "targets"):
         for path in (ROOT / folder).rglob("*.py"):
             assert f"deploykit/_plugins/{path.relative_to(ROOT).as_posix()}" in names
+    profiles = list((ROOT / "profiles").glob("*.toml"))
+    assert profiles
+    for path in profiles:
+        assert f"deploykit/_plugins/profiles/{path.name}" in names
