@@ -20,6 +20,7 @@ from deploykit.errors import (
     UsageError,
 )
 from deploykit.events import Event
+from deploykit.hardware import hardware as named_hardware
 from deploykit.options import Checks, Conditions, SourceOptions
 from deploykit.prepared import Prepared
 from deploykit.protocol import (
@@ -62,7 +63,7 @@ def compile(
     precision: str = "fp32",
     settings: Mapping[str, str] | None = None,
     shapes: Shapes = None,
-    hardware: Hardware | None = None,
+    hardware: str | Hardware | None = None,
     strict_placement: bool = False,
     source: SourceOptions = SourceOptions(),
     checks: Checks = Checks(),
@@ -73,14 +74,17 @@ def compile(
 
     `targets` are names (`tvm`) with an optional device (`openvino:cpu`); `all` means every target
     that can run here. `settings` are `key=value` for all targets or `target.key=value` for one.
-    `hardware` is the machine to compile for, where that is not this one: what cannot run here is not
-    proven here, and says so. Operations that the runtime ran on another device than the one asked for
+    `hardware` is the machine to compile for, where that is not this one, or the name of its profile:
+    what cannot run here is not proven here, and says so. Operations that the runtime ran on another device than the one asked for
     are noted; with `strict_placement` they are a failure. A target that fails is an entry with its
     outcome; the others go on. `resume` goes on after an interrupted call with the same arguments.
 
-    Raises what `convert` raises, and UsageError for an unknown target, precision or setting.
+    Raises what `convert` raises, and UsageError for an unknown target, precision,
+    setting or hardware.
     """
     output = Path(output).absolute()
+    if isinstance(hardware, str):
+        hardware = named_hardware(hardware).to_request()
     build = Build(
         precision=precision,
         settings=settings or {},

@@ -43,12 +43,21 @@ from deploykit.cli.options import (
 )
 @click.option("--precision", default="fp32", show_default=True, metavar="fp32|tf32|fp16|bf16|int8")
 @click.option(
-    "--shape", "shapes", multiple=True, metavar="NAME=1x3x224x224", help="Fix a dynamic input."
+    "--shape",
+    "shapes",
+    multiple=True,
+    metavar="NAME=1x3x224x224",
+    help="Fix a dynamic input; several times for a model of each size in one bundle.",
 )
 @click.option(
     "--strict-placement",
     is_flag=True,
     help="Fail where something runs on another device than the one asked for.",
+)
+@click.option(
+    "--hardware",
+    metavar="NAME",
+    help="Compile for this machine instead of the one here: `deploykit hardware` lists them.",
 )
 @click.option("--resume", is_flag=True, help="Go on after an interrupted run of this command.")
 @source_options
@@ -62,6 +71,7 @@ def command(
     output: Path,
     precision: str,
     shapes: tuple[str, ...],
+    hardware: str | None,
     strict_placement: bool,
     resume: bool,
     settings: tuple[str, ...],
@@ -76,7 +86,8 @@ def command(
     \b
     deploykit compile digits.pt2 -t onnxruntime -t openvino -t tvm -o bundles
     deploykit compile net.onnx -t openvino --precision bf16 --threads 4 -o bundles
-    deploykit compile net.onnx -t tvm --shape x=1x3x224x224 -o bundles
+    deploykit compile net.onnx -t tvm --shape x=1x3x224x224 --shape x=8x3x224x224 -o bundles
+    deploykit compile net.onnx -t tvm --hardware raspberry-pi-5 -o bundles
     """
     from deploykit.cli.tables import bundle_table
     from deploykit.compilation import compile
@@ -91,6 +102,7 @@ def command(
         precision=precision,
         settings=for_targets,
         shapes=parse_shapes(shapes),
+        hardware=hardware,
         strict_placement=strict_placement,
         source=source_from(values, for_converter),
         checks=checks_from(values),
