@@ -80,6 +80,8 @@ WEBGPU_FLAGS = (
     "--enable-unsafe-webgpu",
     "--enable-features=Vulkan",
     "--use-angle=vulkan",
+    # on a busy machine the software adapter seems to hang, and would be ended
+    "--disable-gpu-watchdog",
 )
 
 # The shell outlives the browser only to remove its folder: also when we are killed.

@@ -70,6 +70,8 @@ HEADERS = (
     "`Cross-Origin-Embedder-Policy: require-corp`, over https; else the page runs in one"
 )
 
+NO_ADAPTER = "offers no WebGPU adapter"
+
 # What a browser must have, and what it says of its GPU; a driver may leave that without an answer.
 ASK = """(async () => {
   const patience = new Promise((resolve) => setTimeout(resolve, 20000, null));
@@ -257,12 +259,18 @@ def _opened(payload: Path, device: str, threads: int | None) -> WebPage:
     try:
         return WebPage(payload, device=device, threads=threads)
     except PluginError as error:
+        if NO_ADAPTER not in error.message:
+            _raise_translated(error, device)
+    # seen on a busy machine: the browser gives up its GPU process, and a new browser has one again
+    try:
+        return WebPage(payload, device=device, threads=threads)
+    except PluginError as error:
         _raise_translated(error, device)
 
 
 def _raise_translated(error: PluginError, device: str) -> NoReturn:
     text = error.message.splitlines()[0]
-    if "offers no WebGPU adapter" in text:
+    if NO_ADAPTER in text:
         raise UnavailableError(
             f"target web: {text}", hint="`deploykit doctor` says what the browser has"
         ) from error

@@ -107,7 +107,12 @@ async function download(address) {
 }
 
 async function adapter() {
-  const found = await navigator.gpu?.requestAdapter();
+  let found = null;
+  // a browser that has just started may still be at work on it
+  for (let trial = 0; navigator.gpu && !found && trial < 5; trial += 1) {
+    if (trial) await new Promise((resolve) => setTimeout(resolve, 300));
+    found = await navigator.gpu.requestAdapter();
+  }
   if (!found) throw new Error("this browser offers no WebGPU adapter");
   const { vendor, architecture, description, isFallbackAdapter } = found.info;
   return { vendor, architecture, description, software: isFallbackAdapter === true };
