@@ -21,7 +21,7 @@ import time
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from deploykit.errors import PluginError, StepOutOfMemory, UnavailableError
 from deploykit.family import descendants, is_running, kill
@@ -240,7 +240,9 @@ class Browser:
         elif method == "Inspector.targetCrashed":
             self._crashed.add(session)
         elif method == "Runtime.consoleAPICalled":
-            words = [str(item.get("value", item.get("description", ""))) for item in parameters["args"]]
+            words = [
+                str(item.get("value", item.get("description", ""))) for item in parameters["args"]
+            ]
             print(f"page: {' '.join(words)}", file=sys.stderr)
         elif method == "Runtime.exceptionThrown":
             print(f"page: {_reason(parameters['exceptionDetails'])}", file=sys.stderr)
@@ -308,6 +310,7 @@ class _Process:
             self.pid = os.posix_spawn("/bin/sh", argv, variables, file_actions=actions, setpgroup=0)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
+            self._log.close()
             os.close(self._write)
             os.close(self._read)
             raise
@@ -317,7 +320,7 @@ class _Process:
         self.running = True
         # for one that nobody closed, also at the interpreter's exit
         self._finalizer = weakref.finalize(
-            self, _end, self.pid, (self._read, self._write), folder, 0.0
+            self, _end, self.pid, (self._read, self._write), self._log, folder, 0.0
         )
         self._folder = folder
 
@@ -341,7 +344,7 @@ class _Process:
     def end(self, patience_s: float) -> None:
         if self._finalizer.detach() is not None:
             self.running = False
-            _end(self.pid, (self._read, self._write), self._folder, patience_s)
+            _end(self.pid, (self._read, self._write), self._log, self._folder, patience_s)
 
     def _last_words(self) -> str:
         size = os.fstat(self._log.fileno()).st_size
@@ -351,7 +354,9 @@ class _Process:
         return " ".join((fatal or lines or ["it said nothing"])[-3:])[-500:]
 
 
-def _end(pid: int, descriptors: tuple[int, ...], folder: Path, patience_s: float) -> None:
+def _end(
+    pid: int, descriptors: tuple[int, ...], log: IO[bytes], folder: Path, patience_s: float
+) -> None:
     """End the process `pid` and all that it started, at the latest after `patience_s`."""
     for descriptor in descriptors:
         os.close(descriptor)  # which is how the browser learns of it
@@ -371,6 +376,7 @@ def _end(pid: int, descriptors: tuple[int, ...], folder: Path, patience_s: float
         if not any(is_running(member) for member in family):
             break
         time.sleep(0.01)
+    log.close()
     shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -1,9 +1,9 @@
 """Tensors between Python and the page, as bytes: the counterpart of `page/tensors.js`.
 
-    4 bytes     length of the header, little-endian
-    header      JSON: [{"name", "type", "dims", "at", "bytes"}], or {"strings": [...]} for strings
-    data        of each tensor in C order and little-endian, `at` bytes from the beginning, which is
-                a multiple of 16
+4 bytes     length of the header, little-endian
+header      JSON: [{"name", "type", "dims", "at", "bytes"}], or {"strings": [...]} for strings
+data        of each tensor in C order and little-endian, `at` bytes from the beginning, which is
+            a multiple of 16
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def pack(tensors: Mapping[str, Array]) -> list[bytes | memoryview]:
         else:
             little = np.ascontiguousarray(tensor, dtype=tensor.dtype.newbyteorder("<"))
             datas.append(memoryview(little.reshape(-1).view(np.uint8)))
-            entry |= {"type": str(tensor.dtype), "bytes": little.nbytes}
+            entry |= {"type": tensor.dtype.name, "bytes": little.nbytes}
         entries.append(entry)
     # the places depend on the header's length, and that on the places: give them room
     room = len(json.dumps(entries)) + 32 * len(entries)

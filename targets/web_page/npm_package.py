@@ -28,9 +28,7 @@ VERSION = "1.30.0"
 ARCHIVE = f"{PACKAGE}-{VERSION}.tgz"
 
 # `npm view onnxruntime-web@1.30.0 dist.integrity`: Subresource Integrity, https://www.w3.org/TR/SRI/
-INTEGRITY = (
-    "sha512-q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
-)
+INTEGRITY = "sha512-q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
 SIZE_MB = 33
 
 # what `npm config get registry` says where nobody configured anything

@@ -118,7 +118,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.expected[name] = self.rfile.read(int(length))
         self._head(204, 0, "text/plain")
 
-    def log_message(self, format: str, *args: object) -> None:  # noqa: ARG002
+    def log_message(self, format: str, *args: object) -> None:
         """Say nothing: the page's own messages are in the log."""
 
     def _name(self) -> str:

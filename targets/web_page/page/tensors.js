@@ -75,7 +75,7 @@ export function packTensors(tensors) {
   return parts;
 }
 
-// --- NumPy: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html ----------------
+// --- NumPy's files: the format is described in numpy.lib.format -----------------------------------
 
 const NUMPY = {
   f2: "float16", f4: "float32", f8: "float64", b1: "bool",
