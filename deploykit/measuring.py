@@ -235,12 +235,11 @@ class _Lane:
     def run_block(self) -> None:
         """Run one block; its first runs only bring caches and threads back."""
         session = self._loaded()
-        assert self._worker is not None
-        self._waiting.ends(self._worker.pid)
+        self._waiting.ends(session.pid)
         started = time.monotonic()
         runs = session.measure(iterations=self._settle_runs + self._block_runs).latencies_ns
         self.spent_s += time.monotonic() - started
-        self._waiting.begins(self._worker.pid)
+        self._waiting.begins(session.pid)
         self.rounds.append(runs[self._settle_runs :])
 
     def finish(self) -> None:

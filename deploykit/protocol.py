@@ -250,7 +250,12 @@ class OperatorRun:
 
 
 class Bound(Protocol):
-    """One inference on fixed input and output buffers, for repeated runs without copies."""
+    """One inference on fixed input and output buffers, for repeated runs without copies.
+
+    Where the model runs behind a connection, a call would be timed with its way there and back. Such
+    a class also has `measure(iterations: int, duration_s: float | None) -> Sequence[int]`: it runs
+    over and over where the model is, as `serving.measure` does here, and returns each latency in ns.
+    """
 
     def __call__(self) -> None:
         """Run once and return when the outputs are there."""
@@ -260,7 +265,11 @@ class Bound(Protocol):
 
 
 class Session(Protocol):
-    """A loaded model that runs inference."""
+    """A loaded model that runs inference.
+
+    Where that happens in another process than this one, the attribute `pid` names it: its memory and
+    its load on the processor are then reported.
+    """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]

@@ -189,6 +189,7 @@ class Server:
         self._respond(request, signature)
         return {
             "response": request["response"],
+            "pid": getattr(session, "pid", None),
             "load_ms": (ended - begun - self._importing_ns) / 1e6,
             "import_ms": self._importing_ns / 1e6,
         }
@@ -240,12 +241,18 @@ def measure(
 
     It ends after `iterations`, or with the first run that ends `duration_s` or more after the
     beginning, whichever comes first. The times are those of `time.perf_counter_ns`, one clock for
-    all processes of a Linux machine. The garbage collector is off meanwhile.
+    all processes of a Linux machine. The garbage collector is off meanwhile. A `bound` that can
+    measure itself does (`protocol.Bound`): its latencies are of the clock where the model runs.
     """
     clock = time.perf_counter_ns
     latencies = array("q")
     keep = latencies.append
     most = MAX_SAMPLES if iterations is None else min(iterations, MAX_SAMPLES)
+    there = getattr(bound, "measure", None)
+    if there is not None:
+        begun = clock()
+        latencies.extend(there(most, duration_s))
+        return latencies, begun, clock()
     collecting = gc.isenabled()
     gc.disable()
     try:

@@ -135,6 +135,7 @@ class Worker:
                 self,
                 message["id"],
                 signature=self._result(answer["response"], Signature),
+                pid=answer["pid"] or self.pid,
                 load_ms=answer["load_ms"],
                 import_ms=answer["import_ms"],
             )
@@ -160,13 +161,15 @@ class Worker:
     ) -> None:
         self.close()
 
-    def peak_memory_bytes(self) -> int:
+    def peak_memory_bytes(self, pid: int | None = None) -> int:
         """Return the most memory that the worker itself ever had resident (`VmHWM`).
 
-        Raises PluginError where the worker has ended.
+        `pid` names another process at work for it. Raises PluginError where the process has ended.
         """
         with contextlib.suppress(OSError):
-            status = Path(f"/proc/{self.pid}/status").read_text(encoding="ascii", errors="replace")
+            status = Path(f"/proc/{pid or self.pid}/status").read_text(
+                encoding="ascii", errors="replace"
+            )
             found = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
             if found:
                 return int(found[1]) * 1024
@@ -273,7 +276,8 @@ class OpenSession:
 
     `load_ms` is the time of the plugin's `load` (or `reference`), less `import_ms`, the time of the
     phases in it whose names begin with "importing". `first_inference_ms` is the time of the first
-    run (or of the first binding and run), None before it.
+    run (or of the first binding and run), None before it. `pid` is the process that the model runs in:
+    the worker, or one that it started.
     """
 
     def __init__(
@@ -282,10 +286,12 @@ class OpenSession:
         number: int,
         *,
         signature: Signature,
+        pid: int,
         load_ms: float,
         import_ms: float,
     ) -> None:
         self.signature = signature
+        self.pid = pid
         self.load_ms = load_ms
         self.import_ms = import_ms
         self.first_inference_ms: float | None = None
@@ -355,8 +361,8 @@ class OpenSession:
         )
 
     def peak_memory_bytes(self) -> int:
-        """Return the most memory that the worker itself ever had resident (`VmHWM`)."""
-        return self._worker.peak_memory_bytes()
+        """Return the most memory that the process `pid` ever had resident (`VmHWM`)."""
+        return self._worker.peak_memory_bytes(self.pid)
 
     def close(self) -> None:
         """Give back what the session holds; the worker stays."""

@@ -6,6 +6,7 @@ a payload forgot is still in the memory of the process that wrote it.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import subprocess
@@ -209,13 +210,18 @@ CASES: dict[str, Callable[[], Case]] = {
     "attention": attention,
     "oddities": oddities,
 }
+
+
+def _in_base(plugin: Plugin) -> bool:
+    """Whether the target needs nothing but what deploykit itself does."""
+    return {Requirement(each).name for each in plugin.dependencies} <= BASE
+
+
 TARGETS = [
     pytest.param(
         plugin,
         id=plugin.name,
-        marks=[]
-        if {Requirement(each).name for each in plugin.dependencies} <= BASE
-        else [pytest.mark.environment],
+        marks=[] if _in_base(plugin) else [pytest.mark.environment],
     )
     for plugin in plugins.plugins("target")
 ]
@@ -227,7 +233,17 @@ def _module(plugin: Plugin) -> Any:
     lacking = unmet(plugin, isolated=False)
     if lacking:
         pytest.skip(f"not in this environment: {', '.join(lacking)}")
+    missing = _missing_here(plugin.module, plugin.devices[0])
+    if missing and not _in_base(plugin):
+        pytest.skip(f"not on this machine: {missing}")
     return importlib.import_module(plugin.module)
+
+
+@functools.cache
+def _missing_here(module: str, device: str) -> str:
+    """Return what `device` needs that this machine lacks, such as a browser or a GPU."""
+    found = {each.device: each for each in importlib.import_module(module).probe()}
+    return "" if found[device].available else found[device].detail or "no reason given"
 
 
 def _compile(plugin: Plugin, case: Case, folder: Path, **changes: Any) -> CompileResult:

@@ -14,7 +14,7 @@ import pytest
 
 from deploykit import errors
 from deploykit.protocol import TensorSpec
-from deploykit.serving import MAX_LINE_BYTES, Channel, OpenModel, describe, measure
+from deploykit.serving import MAX_LINE_BYTES, MAX_SAMPLES, Channel, OpenModel, describe, measure
 
 
 class Counted:
@@ -76,6 +76,25 @@ def test_measure_itself_costs_little() -> None:
     latencies, begun, ended = measure(Nothing(), 20_000, None)
     assert np.median(latencies) < 2_000
     assert (ended - begun) / len(latencies) < 5_000
+
+
+class Elsewhere(Counted):
+    """An inference behind a connection, which is timed at its other end."""
+
+    def measure(self, iterations: int, duration_s: float | None) -> list[int]:
+        self.asked = iterations, duration_s
+        return [7, 8, 9]
+
+
+def test_a_bound_inference_that_measures_itself_is_believed() -> None:
+    bound = Elsewhere()
+    latencies, begun, ended = measure(bound, 3, None)
+    assert list(latencies) == [7, 8, 9]
+    assert bound.asked == (3, None)
+    assert bound.runs == 0
+    assert begun < ended
+    measure(bound, None, 0.5)
+    assert bound.asked == (MAX_SAMPLES, 0.5)
 
 
 class Nothing(Counted):

@@ -113,6 +113,39 @@ def test_a_session_runs_binds_and_measures(make_plugin: MakePlugin) -> None:
         assert log.read_text().count("closed a session") == 1
 
 
+def test_memory_is_that_of_the_process_that_runs_the_model(make_plugin: MakePlugin) -> None:
+    plugin = make_plugin(
+        """
+        import subprocess, sys
+
+        class Session:
+            inputs = outputs = ()
+
+            def __init__(self):
+                program = "held = b'x' * 200_000_000; print(flush=True); input()"
+                self.child = subprocess.Popen(
+                    [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+                )
+                self.child.stdout.readline()
+                self.pid = self.child.pid
+
+            def close(self):
+                self.child.communicate(b"end")
+
+        def load(request):
+            return Session()
+        """,
+        kind="target",
+    )
+    with worker(plugin) as open_worker:
+        session = open_worker.open(LoadRequest(payload="", signature=EMPTY, device="cpu"))
+        assert session.pid != open_worker.pid
+        assert session.peak_memory_bytes() > 200_000_000 > open_worker.peak_memory_bytes()
+        session.close()
+        with pytest.raises(errors.PluginError, match="has ended"):
+            session.peak_memory_bytes()
+
+
 def test_a_first_inference_by_binding_includes_the_binding(make_plugin: MakePlugin) -> None:
     with worker(make_plugin(DOUBLER, kind="target")) as open_worker:
         session = open_worker.open(LOAD)

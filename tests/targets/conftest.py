@@ -107,8 +107,7 @@ class Bench:
             model=str(path),
             payload=str(self.payload),
             signature=signature_of(loaded),
-            device=self.plugin.devices[0],
-            **{"threads": 2, **more},
+            **{"device": self.plugin.devices[0], "threads": 2, **more},
         )
         result: CompileResult = self.module.compile(self.request)
         self.result = result
@@ -128,7 +127,7 @@ class Bench:
             LoadRequest(
                 payload=str(self.payload),
                 signature=self.result.signature,
-                device=self.plugin.devices[0],
+                device=self.request.device,
                 precision=self.request.precision,
                 **{"threads": 2, "settings": self.result.settings, **more},
             )
