@@ -1,0 +1,275 @@
+# /// script
+# requires-python = ">=3.10,<3.14"
+# dependencies = [
+#     "ncnn==1.0.20261020",
+#     "pnnx==20261020",
+#     "onnx==1.23.2",
+#     "onnxruntime==1.32.0",
+#     "numpy>=1.26",
+# ]
+#
+# [tool.uv]
+# # pnnx's wheel asks for PyTorch (gigabytes), which only its Python functions need: its program reads
+# # ONNX by itself
+# override-dependencies = ["torch ; sys_platform == 'never'"]
+#
+# [tool.deploykit]
+# name = "ncnn"
+# summary = "ncnn for phones and boards: graph and weights in two portable files"
+# devices = ["cpu", "vulkan"]
+# newest_opset = 21
+# functions = ["probe", "compile", "load"]
+#
+# [tool.deploykit.settings]
+# winograd = "auto (default), true or false: faster convolutions that round more; auto: while exact"
+# ///
+"""ncnn: converted by pnnx, tried against ONNX Runtime, run on the CPU or on Vulkan."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from deploykit._plugins.targets.ncnn_net import conversion, session
+
+from deploykit.errors import UnavailableError, UnsupportedError
+from deploykit.onnx_graph import fixed_inputs
+from deploykit.onnx_trial import (
+    ReferenceRun,
+    disagreement,
+    dynamic_axes,
+    reference_runs,
+    with_first_axis_of_one,
+)
+from deploykit.parity import default_tolerance
+from deploykit.plugin_settings import Setting, in_force
+from deploykit.progress import phase
+from deploykit.protocol import (
+    Availability,
+    CompileRequest,
+    CompileResult,
+    LoadRequest,
+    Signature,
+    TensorSpec,
+)
+
+SETTINGS = {"winograd": Setting(default="auto", choices=("auto", "true", "false"))}
+PRECISIONS = ("fp32", "fp16", "bf16")
+
+
+def probe() -> tuple[Availability, ...]:
+    """Return whether ncnn runs here on the processor and on a Vulkan device."""
+    try:
+        import ncnn
+    except ImportError as error:
+        return tuple(
+            Availability(device=device, available=False, detail=f"ncnn: {error}")
+            for device in ("cpu", "vulkan")
+        )
+    versions = _versions()
+    cores = ncnn.get_physical_big_cpu_count()
+    cpu = Availability(
+        device="cpu", available=True, detail=f"{cores} cores", versions=versions
+    )
+    missing = _missing_vulkan()
+    if missing:
+        return (cpu, Availability(device="vulkan", available=False, detail=missing))
+    name = ncnn.get_gpu_info(ncnn.get_default_gpu_index()).device_name()
+    return (cpu, Availability(device="vulkan", available=True, detail=name, versions=versions))
+
+
+def compile(request: CompileRequest) -> CompileResult:
+    """Convert the model with pnnx and keep what computes the same as ONNX Runtime.
+
+    Dynamic axes stay dynamic where ncnn is right at several sizes; else first axes are fixed to 1,
+    and a note says so. Raises UnsupportedError where an operator has no layer in ncnn, where pnnx
+    gives up, where what it made computes something else, or where a precision takes no effect.
+    """
+    settings = in_force(request.settings, SETTINGS, plugin="ncnn")
+    if request.precision not in PRECISIONS:
+        raise UnsupportedError(
+            f"target ncnn has no precision `{request.precision}`",
+            hint=f"it has {', '.join(PRECISIONS)}",
+        )
+    _require(request.device)
+    inputs = fixed_inputs(request.signature.inputs, request.shapes)
+    session.check_dtypes(inputs, request.signature.outputs)
+    phase("reading the model")
+    model = conversion.read(request.model)
+    attempts = [inputs]
+    if with_first_axis_of_one(inputs) != inputs:
+        attempts.append(with_first_axis_of_one(inputs))
+    notes: list[str] = []
+    for number, attempt in enumerate(attempts):
+        with tempfile.TemporaryDirectory(prefix="deploykit-ncnn-") as folder:
+            try:
+                made = _build(request, attempt, model, Path(folder), settings["winograd"])
+            except UnsupportedError as error:
+                if number + 1 < len(attempts):
+                    notes = [_fixed_note(inputs, error)]
+                    continue
+                if dynamic_axes(attempt) and not error.hint:
+                    error.hint = "give the sizes of the inputs with --shape"
+                raise
+            break
+    settings["winograd"] = "true" if made.winograd else "false"
+    if not made.winograd and request.settings.get("winograd", "auto") == "auto":
+        notes.append("convolutions run without the Winograd algorithm, which rounds too much here")
+    if any(spec.dtype in ("int64", "uint32", "uint64") for spec in inputs):
+        notes.append("integers are kept in 32 bits: an input beyond 2147483647 is refused")
+    return CompileResult(
+        signature=made.signature,
+        settings=settings,
+        versions=_versions(),
+        notes=(*notes, *_precision_notes(request)),
+    )
+
+
+def load(request: LoadRequest) -> session.NcnnSession:
+    """Return the network of the payload, ready to run.
+
+    Raises UnavailableError where there is no Vulkan device for one that was compiled for it, or
+    where this ncnn cannot read the files.
+    """
+    settings = in_force(request.settings, SETTINGS, plugin="ncnn")
+    _require(request.device)
+    phase("loading")
+    return session.NcnnSession(request, winograd=settings["winograd"] != "false")
+
+
+class _Built:
+    """What one attempt came to."""
+
+    def __init__(self, signature: Signature, *, winograd: bool) -> None:
+        self.signature = signature
+        self.winograd = winograd
+
+
+def _build(
+    request: CompileRequest,
+    inputs: tuple[TensorSpec, ...],
+    model: conversion.Model,
+    folder: Path,
+    winograd: str,
+) -> _Built:
+    """Convert for `inputs`, try the result, and move it into the payload."""
+    phase("computing what to expect")
+    path = model.write(folder / conversion.SOURCE, inputs)
+    runs = reference_runs(str(path), inputs, request.signature.outputs)
+    signature = Signature(
+        inputs=inputs, outputs=_outputs(request.signature.outputs, runs, bool(dynamic_axes(inputs)))
+    )
+    phase("converting with pnnx")
+    shapes = [[run.feed[spec.name].shape for spec in inputs] for run in runs]
+    half = request.precision == "fp16"
+    tensors = conversion.convert(path, model, signature, shapes, half=half)
+    session.write_tensors_file(folder, tensors)
+    phase("trying it")
+    load = LoadRequest(
+        payload=str(folder),
+        signature=signature,
+        device=request.device,
+        precision=request.precision,
+        threads=request.threads,
+    )
+    chosen = winograd != "false"
+    reason = _try(load, runs, winograd=chosen)
+    if reason and winograd == "auto":
+        chosen = False
+        reason = _try(load, runs, winograd=chosen)
+    if reason:
+        raise UnsupportedError(f"what pnnx made of this model computes something else: {reason}")
+    if request.precision != "fp32" and request.hardware is None:
+        _check_effect(load, runs[0], winograd=chosen)
+    for name in (conversion.PARAM, conversion.BIN, session.TENSORS):
+        shutil.move(folder / name, Path(request.payload) / name)
+    return _Built(signature, winograd=chosen)
+
+
+def _try(load: LoadRequest, runs: list[ReferenceRun], *, winograd: bool) -> str:
+    """Return how the network in the payload differs from the reference, empty where it does not."""
+    network = session.NcnnSession(load, winograd=winograd)
+    try:
+        return disagreement(runs, network, default_tolerance(load.precision))
+    except session.RunError as error:
+        return error.message
+    finally:
+        network.close()
+
+
+def _check_effect(load: LoadRequest, run: ReferenceRun, *, winograd: bool) -> None:
+    """Raise UnsupportedError where the precision gives the very bits that fp32 gives."""
+    results = []
+    for precision in (load.precision, "fp32"):
+        network = session.NcnnSession(replace(load, precision=precision), winograd=winograd)
+        results.append(network.run(run.feed))
+        network.close()
+    if all(results[0][name].tobytes() == value.tobytes() for name, value in results[1].items()):
+        raise UnsupportedError(
+            f"ncnn computes this model the same in {load.precision} and fp32 on this {load.device}:"
+            f" {load.precision} takes no effect",
+            hint="use --precision fp32",
+        )
+
+
+def _outputs(
+    asked: tuple[TensorSpec, ...], runs: list[ReferenceRun], dynamic: bool
+) -> tuple[TensorSpec, ...]:
+    """Return the outputs with the sizes seen, where inputs are fixed or the model tells nothing."""
+    made = []
+    for spec in asked:
+        seen = {run.outputs[spec.name].shape for run in runs}
+        shape = spec.shape
+        if not dynamic and len(seen) == 1:
+            shape = next(iter(seen))
+        elif shape is None and len({len(each) for each in seen}) == 1:
+            shape = (None,) * len(next(iter(seen)))
+        made.append(replace(spec, shape=shape))
+    return tuple(made)
+
+
+def _fixed_note(inputs: tuple[TensorSpec, ...], error: UnsupportedError) -> str:
+    axes = [axis for axis in dynamic_axes(inputs) if axis.endswith(":0")]
+    return f"ncnn cannot keep {', '.join(axes)} dynamic: fixed to 1 ({error.message})"
+
+
+def _precision_notes(request: CompileRequest) -> list[str]:
+    if request.precision == "fp32":
+        return []
+    notes = [
+        f"weights and activations are kept in {request.precision}; sums are in float32 where the "
+        "device has no such arithmetic"
+    ]
+    if request.hardware is not None:
+        notes.append(f"whether {request.precision} takes effect on {request.hardware.name} shows there")
+    return notes
+
+
+def _require(device: str) -> None:
+    missing = _missing_vulkan() if device == "vulkan" else ""
+    if missing:
+        raise UnavailableError(f"target ncnn finds no Vulkan device: {missing}")
+
+
+def _missing_vulkan() -> str:
+    """Return what Vulkan lacks here, empty where there is a device."""
+    import ncnn
+
+    if not hasattr(ncnn, "get_gpu_count"):
+        return "this build of ncnn has no Vulkan"
+    try:
+        ctypes.CDLL("libvulkan.so.1")
+    except OSError:
+        return "the Vulkan loader libvulkan.so.1 is not installed (Debian's package is libvulkan1)"
+    if not ncnn.get_gpu_count():
+        return "no Vulkan driver has a device here (Debian's mesa-vulkan-drivers brings one in software)"
+    return ""
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("ncnn", "pnnx", "onnxruntime")}
