@@ -9,9 +9,9 @@ This file also runs inside plugin environments: numpy, onnx and onnxruntime.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from deploykit.errors import SourceError, UnsupportedError
 from deploykit.feeds import make_feed, size_plans
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
-_BASES = (1, 16, 64, 224)
-"""Sizes for dynamic axes but the first: sequences run at any, images often only from some size on."""
+T = TypeVar("T")
 
-_MOST = 8
-"""Runs; more sizes add little, and each may take seconds."""
+_BASES = (64, 16, 224, 1)
+"""Sizes for dynamic axes but the first. What is right at 1 may be wrong at 64, where pooling leaves
+more than one place; and images often run only from some size on."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,8 @@ def with_first_axis_of_one(inputs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, 
     """Return `inputs` with each dynamic first axis fixed to 1, and those of its name with it."""
     named = {spec.shape[0] for spec in inputs if spec.shape and isinstance(spec.shape[0], str)}
     return tuple(
-        TensorSpec(
-            name=spec.name,
-            dtype=spec.dtype,
+        replace(
+            spec,
             shape=spec.shape
             and tuple(
                 1 if size in named or (axis == 0 and size is None) else size
@@ -68,6 +67,47 @@ def with_first_axis_of_one(inputs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, 
         )
         for spec in inputs
     )
+
+
+def with_fewest_fixed(
+    target: str, inputs: tuple[TensorSpec, ...], build: Callable[[tuple[TensorSpec, ...]], T]
+) -> tuple[T, tuple[str, ...]]:
+    """Return `build(inputs)`, or where that is unsupported what it gives for a batch of one.
+
+    The second value is a note for the user where axes had to be fixed. Raises UnsupportedError as
+    `build` does, with the hint to fix sizes where some are dynamic.
+    """
+    batch_of_one = with_first_axis_of_one(inputs)
+    try:
+        return build(inputs), ()
+    except UnsupportedError as error:
+        reason = error
+    try:
+        if batch_of_one == inputs:
+            raise reason
+        axes = [axis for axis in dynamic_axes(inputs) if axis not in dynamic_axes(batch_of_one)]
+        note = f"{target} cannot keep {', '.join(axes)} dynamic: fixed to 1 ({reason.message})"
+        return build(batch_of_one), (note,)
+    except UnsupportedError as error:
+        if dynamic_axes(batch_of_one) and not error.hint:
+            error.hint = "give the sizes of the inputs with --shape"
+        raise
+
+
+def outputs_seen(
+    asked: tuple[TensorSpec, ...], inputs: Sequence[TensorSpec], runs: Sequence[ReferenceRun]
+) -> tuple[TensorSpec, ...]:
+    """Return the outputs with the sizes they had, as far as fixed inputs or a missing rank allow."""
+    made = []
+    for spec in asked:
+        seen = {run.outputs[spec.name].shape for run in runs}
+        shape = spec.shape
+        if len(seen) == 1 and not dynamic_axes(inputs):
+            shape = next(iter(seen))
+        elif shape is None and len({len(each) for each in seen}) == 1:
+            shape = (None,) * len(next(iter(seen)))
+        made.append(replace(spec, shape=shape))
+    return tuple(made)
 
 
 def reference_runs(
@@ -87,42 +127,43 @@ def reference_runs(
     try:
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except (raised.InvalidProtobuf, raised.NoSuchFile, raised.NoModel) as error:
-        raise SourceError(
-            f"cannot read the ONNX model `{model}`: {_first_line(error)}"
-        ) from error
+        raise SourceError(f"cannot read the ONNX model `{model}`: {_first_line(error)}") from error
     except (raised.Fail, raised.InvalidGraph, raised.InvalidArgument) as error:
-        raise UnsupportedError(f"ONNX Runtime cannot load the model: {_first_line(error)}") from error
+        raise UnsupportedError(
+            f"ONNX Runtime cannot load the model: {_first_line(error)}"
+        ) from error
     except raised.NotImplemented as error:
-        raise UnsupportedError(f"ONNX Runtime cannot run the model: {_first_line(error)}") from error
+        raise UnsupportedError(
+            f"ONNX Runtime cannot run the model: {_first_line(error)}"
+        ) from error
     bounds = index_bounds(model)
     names = [spec.name for spec in outputs]
     refused = ""
-    best: list[ReferenceRun] = []
+    runs: list[ReferenceRun] = []
+    tried: list[Mapping[str, int]] = []
     for base in _BASES if dynamic_axes(inputs) else (1,):
-        runs = []
         plans = size_plans(inputs, _base_sizes(inputs, base))
-        for plan in [*plans[:1], *plans[:0:-1]][:_MOST]:  # the last has all axes differ
-            feed = make_feed(inputs, seed=len(runs), sizes=plan, bounds=bounds)
+        # the last has all axes differ, the one of most elements is the base doubled
+        for plan in (plans[0], plans[-1], max(plans, key=lambda plan: sum(plan.values()))):
+            if plan in tried:
+                continue
+            tried.append(plan)
+            feed = make_feed(inputs, seed=len(tried), sizes=plan, bounds=bounds)
             try:
                 values = session.run(names, feed)
             except (raised.Fail, raised.InvalidArgument, raised.RuntimeException) as error:
                 refused = _first_line(error)
                 continue
             runs.append(ReferenceRun(feed, dict(zip(names, values, strict=True))))
-        if len(runs) == min(len(plans), _MOST):
-            return runs
-        best = max(best, runs, key=len)
-    if not best:
+    if not runs:
         raise UnsupportedError(
             f"ONNX Runtime runs the model at none of the sizes that were tried: {refused}",
             hint="give the sizes of the inputs with --shape",
         )
-    return best
+    return runs
 
 
-def disagreement(
-    runs: Sequence[ReferenceRun], session: Session, tolerance: Tolerance
-) -> str:
+def disagreement(runs: Sequence[ReferenceRun], session: Session, tolerance: Tolerance) -> str:
     """Return how `session` differs from the reference, empty where it does not."""
     for run in runs:
         for parity in compare(run.outputs, session.run(run.feed), tolerance):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deploykit.errors import SourceError, UnavailableError, UnsupportedError
-from deploykit.onnx_graph import every_node, set_inputs
+from deploykit.onnx_graph import every_node, foreign_operators, set_inputs
 from deploykit.onnx_trial import dynamic_axes
 from deploykit.protocol import Signature, TensorSpec
 
@@ -74,15 +74,10 @@ def read(path: str) -> Model:
         raise SourceError(f"`{path}` holds no ONNX model")
     if model.ByteSize() > _LARGEST:
         raise UnsupportedError("target ncnn cannot take this model: pnnx reads at most 2 GiB")
-    foreign = {
-        f"{node.domain}.{node.op_type}"
-        for node in every_node(model.graph)
-        if node.domain not in ("", "ai.onnx")
-    }
+    foreign = foreign_operators(model.graph)
     if foreign:
-        operators = tuple(sorted(foreign))
         raise UnsupportedError(
-            f"target ncnn cannot take operators {', '.join(operators)}", operators=operators
+            f"target ncnn cannot take operators {', '.join(foreign)}", operators=foreign
         )
     return Model(model)
 

@@ -40,9 +40,9 @@ from deploykit.onnx_graph import fixed_inputs
 from deploykit.onnx_trial import (
     ReferenceRun,
     disagreement,
-    dynamic_axes,
+    outputs_seen,
     reference_runs,
-    with_first_axis_of_one,
+    with_fewest_fixed,
 )
 from deploykit.parity import default_tolerance
 from deploykit.plugin_settings import Setting, in_force
@@ -71,9 +71,7 @@ def probe() -> tuple[Availability, ...]:
         )
     versions = _versions()
     cores = ncnn.get_physical_big_cpu_count()
-    cpu = Availability(
-        device="cpu", available=True, detail=f"{cores} cores", versions=versions
-    )
+    cpu = Availability(device="cpu", available=True, detail=f"{cores} cores", versions=versions)
     missing = _missing_vulkan()
     if missing:
         return (cpu, Availability(device="vulkan", available=False, detail=missing))
@@ -99,22 +97,13 @@ def compile(request: CompileRequest) -> CompileResult:
     session.check_dtypes(inputs, request.signature.outputs)
     phase("reading the model")
     model = conversion.read(request.model)
-    attempts = [inputs]
-    if with_first_axis_of_one(inputs) != inputs:
-        attempts.append(with_first_axis_of_one(inputs))
-    notes: list[str] = []
-    for number, attempt in enumerate(attempts):
+
+    def build(inputs: tuple[TensorSpec, ...]) -> _Built:
         with tempfile.TemporaryDirectory(prefix="deploykit-ncnn-") as folder:
-            try:
-                made = _build(request, attempt, model, Path(folder), settings["winograd"])
-            except UnsupportedError as error:
-                if number + 1 < len(attempts):
-                    notes = [_fixed_note(inputs, error)]
-                    continue
-                if dynamic_axes(attempt) and not error.hint:
-                    error.hint = "give the sizes of the inputs with --shape"
-                raise
-            break
+            return _build(request, inputs, model, Path(folder), settings["winograd"])
+
+    made, fixed = with_fewest_fixed("ncnn", inputs, build)
+    notes = list(fixed)
     settings["winograd"] = "true" if made.winograd else "false"
     if not made.winograd and request.settings.get("winograd", "auto") == "auto":
         notes.append("convolutions run without the Winograd algorithm, which rounds too much here")
@@ -160,7 +149,7 @@ def _build(
     path = model.write(folder / conversion.SOURCE, inputs)
     runs = reference_runs(str(path), inputs, request.signature.outputs)
     signature = Signature(
-        inputs=inputs, outputs=_outputs(request.signature.outputs, runs, bool(dynamic_axes(inputs)))
+        inputs=inputs, outputs=outputs_seen(request.signature.outputs, inputs, runs)
     )
     phase("converting with pnnx")
     shapes = [[run.feed[spec.name].shape for spec in inputs] for run in runs]
@@ -215,36 +204,15 @@ def _check_effect(load: LoadRequest, run: ReferenceRun, *, winograd: bool) -> No
         )
 
 
-def _outputs(
-    asked: tuple[TensorSpec, ...], runs: list[ReferenceRun], dynamic: bool
-) -> tuple[TensorSpec, ...]:
-    """Return the outputs with the sizes seen, where inputs are fixed or the model tells nothing."""
-    made = []
-    for spec in asked:
-        seen = {run.outputs[spec.name].shape for run in runs}
-        shape = spec.shape
-        if not dynamic and len(seen) == 1:
-            shape = next(iter(seen))
-        elif shape is None and len({len(each) for each in seen}) == 1:
-            shape = (None,) * len(next(iter(seen)))
-        made.append(replace(spec, shape=shape))
-    return tuple(made)
-
-
-def _fixed_note(inputs: tuple[TensorSpec, ...], error: UnsupportedError) -> str:
-    axes = [axis for axis in dynamic_axes(inputs) if axis.endswith(":0")]
-    return f"ncnn cannot keep {', '.join(axes)} dynamic: fixed to 1 ({error.message})"
-
-
 def _precision_notes(request: CompileRequest) -> list[str]:
     if request.precision == "fp32":
         return []
-    notes = [
-        f"weights and activations are kept in {request.precision}; sums are in float32 where the "
-        "device has no such arithmetic"
-    ]
+    kept = f"weights and activations are kept in {request.precision}"
+    notes = [f"{kept}; sums are in float32 where the device has no such arithmetic"]
     if request.hardware is not None:
-        notes.append(f"whether {request.precision} takes effect on {request.hardware.name} shows there")
+        notes.append(
+            f"whether {request.precision} takes effect on {request.hardware.name} shows there"
+        )
     return notes
 
 

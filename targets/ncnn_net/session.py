@@ -155,9 +155,7 @@ class NcnnSession:
 class BoundNetwork:
     """A network with its inputs in ncnn's memory."""
 
-    def __init__(
-        self, session: NcnnSession, matrices: list[Any], sizes: Mapping[str, int]
-    ) -> None:
+    def __init__(self, session: NcnnSession, matrices: list[Any], sizes: Mapping[str, int]) -> None:
         self._session = session
         self._matrices = matrices
         self._sizes = sizes

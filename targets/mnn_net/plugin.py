@@ -1,0 +1,180 @@
+# /// script
+# requires-python = ">=3.10,<3.14"
+# dependencies = ["MNN==3.6.1", "onnx==1.23.2", "onnxruntime==1.32.0", "numpy>=1.26"]
+#
+# [tool.deploykit]
+# name = "mnn"
+# summary = "MNN for phones: one portable file, its converter kept from the network"
+# devices = ["cpu"]
+# newest_opset = 21
+# functions = ["probe", "compile", "load", "operators"]
+# ///
+"""MNN on the CPU: converted by its C extension alone, tried against ONNX Runtime."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from deploykit._plugins.targets.mnn_net import conversion, profiling, session
+
+from deploykit.errors import UnsupportedError
+from deploykit.onnx_graph import fixed_inputs
+from deploykit.onnx_trial import (
+    ReferenceRun,
+    disagreement,
+    outputs_seen,
+    reference_runs,
+    with_fewest_fixed,
+)
+from deploykit.parity import default_tolerance
+from deploykit.plugin_settings import Setting, in_force
+from deploykit.progress import phase
+from deploykit.protocol import (
+    Availability,
+    CompileRequest,
+    CompileResult,
+    LoadRequest,
+    OperatorRun,
+    OperatorsRequest,
+    Signature,
+    TensorSpec,
+)
+
+SETTINGS: dict[str, Setting] = {}
+
+
+def probe() -> tuple[Availability, ...]:
+    """Return whether MNN can be used here."""
+    try:
+        session.runtime()
+    except ImportError as error:
+        return (Availability(device="cpu", available=False, detail=f"MNN: {error}"),)
+    versions = _versions()
+    return (
+        Availability(
+            device="cpu", available=True, detail=f"MNN {versions['MNN']}", versions=versions
+        ),
+    )
+
+
+def compile(request: CompileRequest) -> CompileResult:
+    """Convert the model and keep what computes the same as ONNX Runtime.
+
+    Dynamic axes stay dynamic where MNN is right at several sizes; else first axes are fixed to 1,
+    and a note says so. Raises UnsupportedError for operators that MNN lacks, where its converter
+    gives up or makes something else of the model, and for a precision that takes no effect.
+    """
+    settings = in_force(request.settings, SETTINGS, plugin="mnn")
+    if request.precision not in session.PRECISIONS:
+        raise UnsupportedError(
+            f"target mnn has no precision `{request.precision}`",
+            hint=f"it has {', '.join(session.PRECISIONS)}",
+        )
+    inputs = fixed_inputs(request.signature.inputs, request.shapes)
+    session.check_dtypes((*inputs, *request.signature.outputs))
+    phase("reading the model")
+    model = conversion.read(request.model)
+
+    def build(inputs: tuple[TensorSpec, ...]) -> Signature:
+        with tempfile.TemporaryDirectory(prefix="deploykit-mnn-") as folder:
+            return _build(request, inputs, model, Path(folder))
+
+    signature, fixed = with_fewest_fixed("mnn", inputs, build)
+    notes = list(fixed)
+    if any(spec.dtype in ("int64", "uint32", "uint64") for spec in inputs):
+        notes.append("integers are kept in 32 bits: an input beyond 2147483647 is refused")
+    if any(spec.dtype == "float64" for spec in (*signature.inputs, *signature.outputs)):
+        notes.append("float64 is computed in float32")
+    if request.precision != "fp32" and request.hardware is not None:
+        where = request.hardware.name
+        notes.append(f"whether {request.precision} takes effect on {where} shows there")
+    return CompileResult(
+        signature=signature, settings=settings, versions=_versions(), notes=tuple(notes)
+    )
+
+
+def load(request: LoadRequest) -> session.MnnSession:
+    """Return the model of the payload, ready to run.
+
+    Raises UnavailableError where MNN cannot read it.
+    """
+    in_force(request.settings, SETTINGS, plugin="mnn")
+    phase("loading")
+    return session.MnnSession(request)
+
+
+def operators(request: OperatorsRequest) -> tuple[OperatorRun, ...]:
+    """Return MNN's own operations with the median of their times over a few runs.
+
+    Raises UnsupportedError for a model with control flow, which only another interface of MNN runs.
+    """
+    phase("profiling")
+    return profiling.operators(request)
+
+
+def _build(
+    request: CompileRequest,
+    inputs: tuple[TensorSpec, ...],
+    model: conversion.Model,
+    folder: Path,
+) -> Signature:
+    """Convert for `inputs`, try the result, and move it into the payload."""
+    phase("computing what to expect")
+    path = model.write(folder / "model.onnx", inputs)
+    runs = reference_runs(str(path), inputs, request.signature.outputs)
+    signature = Signature(
+        inputs=inputs, outputs=outputs_seen(request.signature.outputs, inputs, runs)
+    )
+    phase("converting")
+    conversion.convert(path, folder / session.MODEL, half=request.precision == "fp16")
+    (folder / profiling.NODES).write_text(model.node_names(), encoding="utf-8")
+    phase("trying it")
+    load = LoadRequest(
+        payload=str(folder),
+        signature=signature,
+        device=request.device,
+        precision=request.precision,
+        threads=request.threads,
+    )
+    reason = _try(load, runs)
+    if reason:
+        raise UnsupportedError(f"what MNN made of this model computes something else: {reason}")
+    if request.precision != "fp32" and request.hardware is None:
+        _check_effect(load, runs[0])
+    for name in (session.MODEL, profiling.NODES):
+        shutil.move(folder / name, Path(request.payload) / name)
+    return signature
+
+
+def _try(load: LoadRequest, runs: list[ReferenceRun]) -> str:
+    """Return how the model in the payload differs from the reference, empty where it does not."""
+    loaded = session.MnnSession(load)
+    try:
+        return disagreement(runs, loaded, default_tolerance(load.precision))
+    except session.RunError as error:
+        return error.message
+    finally:
+        loaded.close()
+
+
+def _check_effect(load: LoadRequest, run: ReferenceRun) -> None:
+    """Raise UnsupportedError where the precision gives the very bits that fp32 gives."""
+    results = []
+    for precision in (load.precision, "fp32"):
+        loaded = session.MnnSession(replace(load, precision=precision))
+        results.append(loaded.run(run.feed))
+        loaded.close()
+    if all(results[0][name].tobytes() == value.tobytes() for name, value in results[1].items()):
+        raise UnsupportedError(
+            f"MNN computes {load.precision} as float32 on this processor: it would take no effect",
+            hint="use --precision fp32",
+        )
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("MNN", "onnxruntime")}
