@@ -163,12 +163,44 @@ def reference_runs(
     return runs
 
 
-def disagreement(runs: Sequence[ReferenceRun], session: Session, tolerance: Tolerance) -> str:
-    """Return how `session` differs from the reference, empty where it does not."""
-    for run in runs:
-        for parity in compare(run.outputs, session.run(run.feed), tolerance):
-            if not parity.ok:
-                return f"output `{parity.output}` at {run}: {parity.reason}"
+def first_that_agrees(
+    choices: Sequence[T],
+    load: Callable[[T], Session],
+    runs: Sequence[ReferenceRun],
+    tolerance: Tolerance,
+) -> tuple[T, str]:
+    """Return the first of `choices` with which `load` gives a session that agrees with `runs`.
+
+    Where none does, the last, and how it differs by more than ten times the tolerance; up to there
+    it is for the proof against the source framework to say, whose tolerance the user may widen.
+    """
+    for choice in choices:
+        if not _difference(load(choice), runs, tolerance):
+            return choice, ""
+    wide = replace(tolerance, atol=10 * tolerance.atol, rtol=10 * tolerance.rtol)
+    return choices[-1], _difference(load(choices[-1]), runs, wide)
+
+
+def changes_nothing(one: Session, other: Session, run: ReferenceRun) -> bool:
+    """Return whether two sessions, which are closed then, give the very same bits."""
+    results = []
+    for session in (one, other):
+        results.append(session.run(run.feed))
+        session.close()
+    return all(value.tobytes() == results[1][name].tobytes() for name, value in results[0].items())
+
+
+def _difference(session: Session, runs: Sequence[ReferenceRun], tolerance: Tolerance) -> str:
+    """Return how `session`, which is closed then, differs from `runs`; empty where it does not."""
+    try:
+        for run in runs:
+            for parity in compare(run.outputs, session.run(run.feed), tolerance):
+                if not parity.ok:
+                    return f"output `{parity.output}` at {run}: {parity.reason}"
+    except UnsupportedError as error:
+        return error.message
+    finally:
+        session.close()
     return ""
 
 

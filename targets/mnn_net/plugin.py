@@ -8,6 +8,9 @@
 # devices = ["cpu"]
 # newest_opset = 21
 # functions = ["probe", "compile", "load", "operators"]
+#
+# [tool.deploykit.settings]
+# winograd = "auto (default), true or false: faster convolutions that round more; auto: while exact"
 # ///
 """MNN on the CPU: converted by its C extension alone, tried against ONNX Runtime."""
 
@@ -23,8 +26,8 @@ from deploykit._plugins.targets.mnn_net import conversion, profiling, session
 from deploykit.errors import UnsupportedError
 from deploykit.onnx_graph import fixed_inputs
 from deploykit.onnx_trial import (
-    ReferenceRun,
-    disagreement,
+    changes_nothing,
+    first_that_agrees,
     outputs_seen,
     reference_runs,
     with_fewest_fixed,
@@ -43,7 +46,7 @@ from deploykit.protocol import (
     TensorSpec,
 )
 
-SETTINGS: dict[str, Setting] = {}
+SETTINGS = {"winograd": Setting(default="auto", choices=("auto", "true", "false"))}
 
 
 def probe() -> tuple[Availability, ...]:
@@ -78,12 +81,15 @@ def compile(request: CompileRequest) -> CompileResult:
     phase("reading the model")
     model = conversion.read(request.model)
 
-    def build(inputs: tuple[TensorSpec, ...]) -> Signature:
+    def build(inputs: tuple[TensorSpec, ...]) -> tuple[Signature, bool]:
         with tempfile.TemporaryDirectory(prefix="deploykit-mnn-") as folder:
-            return _build(request, inputs, model, Path(folder))
+            return _build(request, inputs, model, Path(folder), settings["winograd"])
 
-    signature, fixed = with_fewest_fixed("mnn", inputs, build)
+    (signature, winograd), fixed = with_fewest_fixed("mnn", inputs, build)
     notes = list(fixed)
+    if settings["winograd"] == "auto" and not winograd:
+        notes.append("convolutions run without the Winograd algorithm, which rounds too much here")
+    settings["winograd"] = "true" if winograd else "false"
     if any(spec.dtype in ("int64", "uint32", "uint64") for spec in inputs):
         notes.append("integers are kept in 32 bits: an input beyond 2147483647 is refused")
     if any(spec.dtype == "float64" for spec in (*signature.inputs, *signature.outputs)):
@@ -101,9 +107,9 @@ def load(request: LoadRequest) -> session.MnnSession:
 
     Raises UnavailableError where MNN cannot read it.
     """
-    in_force(request.settings, SETTINGS, plugin="mnn")
+    settings = in_force(request.settings, SETTINGS, plugin="mnn")
     phase("loading")
-    return session.MnnSession(request)
+    return session.MnnSession(request, winograd=settings["winograd"] != "false")
 
 
 def operators(request: OperatorsRequest) -> tuple[OperatorRun, ...]:
@@ -120,8 +126,12 @@ def _build(
     inputs: tuple[TensorSpec, ...],
     model: conversion.Model,
     folder: Path,
-) -> Signature:
-    """Convert for `inputs`, try the result, and move it into the payload."""
+    winograd: str,
+) -> tuple[Signature, bool]:
+    """Convert for `inputs`, try the result, and move it into the payload.
+
+    Returns the signature, and whether the convolutions are exact enough with Winograd's algorithm.
+    """
     phase("computing what to expect")
     path = model.write(folder / "model.onnx", inputs)
     runs = reference_runs(str(path), inputs, request.signature.outputs)
@@ -139,39 +149,27 @@ def _build(
         precision=request.precision,
         threads=request.threads,
     )
-    reason = _try(load, runs)
+
+    def loaded(winograd: bool) -> session.MnnSession:
+        return session.MnnSession(load, winograd=winograd)
+
+    choices = {"auto": (True, False), "true": (True,), "false": (False,)}[winograd]
+    chosen, reason = first_that_agrees(choices, loaded, runs, default_tolerance(request.precision))
     if reason:
-        raise UnsupportedError(f"what MNN made of this model computes something else: {reason}")
+        raise UnsupportedError(
+            f"target mnn cannot take this model: what MNN made of it computes something else: {reason}"
+        )
     if request.precision != "fp32" and request.hardware is None:
-        _check_effect(load, runs[0])
+        single = session.MnnSession(replace(load, precision="fp32"), winograd=chosen)
+        if changes_nothing(loaded(chosen), single, runs[0]):
+            raise UnsupportedError(
+                f"MNN computes {request.precision} as float32 on this processor: "
+                "it would take no effect",
+                hint="use --precision fp32",
+            )
     for name in (session.MODEL, profiling.NODES):
         shutil.move(folder / name, Path(request.payload) / name)
-    return signature
-
-
-def _try(load: LoadRequest, runs: list[ReferenceRun]) -> str:
-    """Return how the model in the payload differs from the reference, empty where it does not."""
-    loaded = session.MnnSession(load)
-    try:
-        return disagreement(runs, loaded, default_tolerance(load.precision))
-    except session.RunError as error:
-        return error.message
-    finally:
-        loaded.close()
-
-
-def _check_effect(load: LoadRequest, run: ReferenceRun) -> None:
-    """Raise UnsupportedError where the precision gives the very bits that fp32 gives."""
-    results = []
-    for precision in (load.precision, "fp32"):
-        loaded = session.MnnSession(replace(load, precision=precision))
-        results.append(loaded.run(run.feed))
-        loaded.close()
-    if all(results[0][name].tobytes() == value.tobytes() for name, value in results[1].items()):
-        raise UnsupportedError(
-            f"MNN computes {load.precision} as float32 on this processor: it would take no effect",
-            hint="use --precision fp32",
-        )
+    return signature, chosen
 
 
 def _versions() -> dict[str, str]:

@@ -33,6 +33,8 @@ def operators(request: OperatorsRequest) -> tuple[OperatorRun, ...]:
     nodes = json.loads((payload / NODES).read_text(encoding="utf-8"))
     feed = read_tensors(Path(request.feed))
     network = mnn.Interpreter(str(payload / session.MODEL))
+    if load.settings.get("winograd") == "false":
+        network.setSessionHint(session.WINOGRAD_LEVEL, 0)
     run = network.createSession(session.configuration(load))
     tensors = network.getSessionInputAll(run)
     arrays = {spec.name: session.fed(spec, feed[spec.name]) for spec in load.signature.inputs}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deploykit.errors import DeploykitError, UnavailableError, UnsupportedError
+from deploykit.errors import UnavailableError, UnsupportedError
 from deploykit.protocol import LoadRequest, TensorSpec
 
 if TYPE_CHECKING:
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 MODEL = "model.mnn"
+
+# MNN's number of the hint WINOGRAD_MEMORY_LEVEL (Interpreter.hpp); at level 0 it does without
+WINOGRAD_LEVEL = 3
 
 # precision asked for -> MNN's word; `normal`, its default, lets it take float16 where it likes
 PRECISIONS = {"fp32": "high", "fp16": "low", "bf16": "lowBF"}
@@ -27,12 +31,6 @@ _FED = {
     "uint8": "uint8",
     "int8": "int8",
 }
-
-
-class RunError(DeploykitError):
-    """MNN failed to compute the model, or gave an output in another shape or kind than the model's."""
-
-    exit_code = 9
 
 
 def runtime() -> Any:
@@ -67,32 +65,32 @@ def configuration(request: LoadRequest) -> dict[str, Any]:
 
 
 def _cores() -> int:
-    import os
-
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def fed(spec: TensorSpec, array: Array) -> Array:
     """Return a copy of `array` in the element type that MNN is fed for `spec`.
 
-    Raises RunError for whole numbers beyond 32 bits and for an array without elements.
+    Raises UnsupportedError for whole numbers beyond 32 bits and for an array without elements.
     """
     import numpy as np
 
     kind = np.dtype(_FED[spec.dtype])
     if not array.size:
-        raise RunError(f"MNN takes no input without elements: `{spec.name}` {list(array.shape)}")
+        raise UnsupportedError(
+            f"MNN takes no input without elements: `{spec.name}` {list(array.shape)}"
+        )
     if array.dtype.kind in "iu":
         limits = np.iinfo(kind)
         if array.min() < limits.min or array.max() > limits.max:
-            raise RunError(f"input `{spec.name}` holds numbers beyond 32 bits")
+            raise UnsupportedError(f"input `{spec.name}` holds numbers beyond 32 bits")
     return np.array(array, dtype=kind, order="C", copy=True)
 
 
 class MnnSession:
     """A loaded model."""
 
-    def __init__(self, request: LoadRequest) -> None:
+    def __init__(self, request: LoadRequest, *, winograd: bool) -> None:
         mnn = runtime()
         self.inputs = request.signature.inputs
         self.outputs = request.signature.outputs
@@ -101,6 +99,8 @@ class MnnSession:
         if not path.is_file():
             raise UnavailableError(f"the payload has no `{MODEL}`")
         self._manager = mnn.nn.create_runtime_manager((configuration(request),))
+        if not winograd:
+            self._manager.set_hint(WINOGRAD_LEVEL, 0)
         try:
             self._module = mnn.nn.load_module_from_file(
                 str(path),
@@ -147,7 +147,7 @@ class MnnSession:
             raise ValueError("the session is closed")
         found = self._module.forward(variables)
         if len(found) != len(self.outputs):
-            raise RunError("MNN fails to compute the model at these sizes")
+            raise UnsupportedError("MNN fails to compute the model at these sizes")
         arrays = []
         for spec, variable in zip(self.outputs, found, strict=True):
             if variable.data_format == self._expr.NC4HW4:
@@ -155,7 +155,7 @@ class MnnSession:
                 variable = self._expr.convert(variable, self._expr.NCHW)
             array = variable.read()
             if array is None:
-                raise RunError(f"MNN fails to compute output `{spec.name}` at these sizes")
+                raise UnsupportedError(f"MNN fails to compute output `{spec.name}` at these sizes")
             arrays.append(np.array(array, copy=True))
         return arrays
 
@@ -193,11 +193,11 @@ def _unreadable(mnn: Any) -> UnavailableError:
 def _in_kind(spec: TensorSpec, array: Array) -> Array:
     """Return `array` in the dtype of the model's output.
 
-    Raises RunError where MNN gives floats for whole numbers, or another number of axes.
+    Raises UnsupportedError where MNN gives floats for whole numbers, or another number of axes.
     """
     whole = spec.dtype == "bool" or "int" in spec.dtype
     if whole and array.dtype.kind == "f":
-        raise RunError(f"MNN gives floats for output `{spec}`")
+        raise UnsupportedError(f"MNN gives floats for output `{spec}`")
     if spec.shape is not None and len(spec.shape) != array.ndim:
-        raise RunError(f"MNN gives output `{spec}` the shape {list(array.shape)}")
+        raise UnsupportedError(f"MNN gives output `{spec}` the shape {list(array.shape)}")
     return array.astype(spec.dtype, copy=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import distribution
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,10 +37,14 @@ _CONTROL = ("If", "Loop", "Scan", "SequenceMap")
 
 @dataclass(frozen=True)
 class Tensors:
-    """The number of the batch axis of each input and output, or NO_BATCH."""
+    """The number of the batch axis of each input and output, or NO_BATCH.
+
+    `ignored` is what pnnx says of itself: parameters of operators that it did not take over.
+    """
 
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
+    ignored: tuple[str, ...] = ()
 
 
 class Model:
@@ -114,7 +118,14 @@ def convert(
     if done.returncode != 0 or not (path.parent / BIN).is_file():
         raise _gave_up(done, model)
     _check_layers((path.parent / PARAM).read_text(encoding="utf-8"), model)
-    return _batch_axes((path.parent / _GLUE).read_text(encoding="utf-8"), signature)
+    tensors = _batch_axes((path.parent / _GLUE).read_text(encoding="utf-8"), signature)
+    return replace(tensors, ignored=_ignored(done.stdout + done.stderr))
+
+
+def _ignored(said: str) -> tuple[str, ...]:
+    """Return `LSTM activations=(HardSigmoid,Tanh,Tanh)` and the like, each once."""
+    found = re.findall(r"ignore (\S+) \S+ param (\S+)", said)
+    return tuple(dict.fromkeys(f"{kind} {parameter}" for kind, parameter in found))
 
 
 def _program() -> Path:

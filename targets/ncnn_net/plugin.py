@@ -30,7 +30,7 @@ from __future__ import annotations
 import ctypes
 import shutil
 import tempfile
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deploykit._plugins.targets.ncnn_net import conversion, session
@@ -38,8 +38,8 @@ from deploykit._plugins.targets.ncnn_net import conversion, session
 from deploykit.errors import UnavailableError, UnsupportedError
 from deploykit.onnx_graph import fixed_inputs
 from deploykit.onnx_trial import (
-    ReferenceRun,
-    disagreement,
+    changes_nothing,
+    first_that_agrees,
     outputs_seen,
     reference_runs,
     with_fewest_fixed,
@@ -63,7 +63,7 @@ PRECISIONS = ("fp32", "fp16", "bf16")
 def probe() -> tuple[Availability, ...]:
     """Return whether ncnn runs here on the processor and on a Vulkan device."""
     try:
-        import ncnn
+        ncnn = session.runtime()
     except ImportError as error:
         return tuple(
             Availability(device=device, available=False, detail=f"ncnn: {error}")
@@ -109,6 +109,8 @@ def compile(request: CompileRequest) -> CompileResult:
         notes.append("convolutions run without the Winograd algorithm, which rounds too much here")
     if any(spec.dtype in ("int64", "uint32", "uint64") for spec in inputs):
         notes.append("integers are kept in 32 bits: an input beyond 2147483647 is refused")
+    if made.elsewhere:
+        notes.append(f"without Vulkan, on the processor: layers {', '.join(made.elsewhere)}")
     return CompileResult(
         signature=made.signature,
         settings=settings,
@@ -129,12 +131,13 @@ def load(request: LoadRequest) -> session.NcnnSession:
     return session.NcnnSession(request, winograd=settings["winograd"] != "false")
 
 
+@dataclass(frozen=True, kw_only=True)
 class _Built:
-    """What one attempt came to."""
+    """What one attempt came to; `elsewhere` are types of layers that Vulkan lacks."""
 
-    def __init__(self, signature: Signature, *, winograd: bool) -> None:
-        self.signature = signature
-        self.winograd = winograd
+    signature: Signature
+    winograd: bool
+    elsewhere: tuple[str, ...]
 
 
 def _build(
@@ -164,44 +167,41 @@ def _build(
         precision=request.precision,
         threads=request.threads,
     )
-    chosen = winograd != "false"
-    reason = _try(load, runs, winograd=chosen)
-    if reason and winograd == "auto":
-        chosen = False
-        reason = _try(load, runs, winograd=chosen)
+
+    def network(winograd: bool) -> session.NcnnSession:
+        return session.NcnnSession(load, winograd=winograd)
+
+    choices = {"auto": (True, False), "true": (True,), "false": (False,)}[winograd]
+    try:
+        chosen, reason = first_that_agrees(
+            choices, network, runs, default_tolerance(request.precision)
+        )
+    except UnavailableError as error:
+        raise _misread(f"pnnx wrote a graph that ncnn cannot read{_said(tensors)}") from error
     if reason:
-        raise UnsupportedError(f"what pnnx made of this model computes something else: {reason}")
+        said = _said(tensors)
+        raise _misread(f"what pnnx made of this model computes something else: {reason}{said}")
     if request.precision != "fp32" and request.hardware is None:
-        _check_effect(load, runs[0], winograd=chosen)
+        single = session.NcnnSession(replace(load, precision="fp32"), winograd=chosen)
+        if changes_nothing(network(chosen), single, runs[0]):
+            raise UnsupportedError(
+                f"ncnn computes this model the same in {request.precision} and fp32 on this "
+                f"{request.device}: {request.precision} takes no effect",
+                hint="use --precision fp32",
+            )
+    elsewhere = network(chosen).without_vulkan() if request.device == "vulkan" else []
     for name in (conversion.PARAM, conversion.BIN, session.TENSORS):
         shutil.move(folder / name, Path(request.payload) / name)
-    return _Built(signature, winograd=chosen)
+    return _Built(signature=signature, winograd=chosen, elsewhere=tuple(elsewhere))
 
 
-def _try(load: LoadRequest, runs: list[ReferenceRun], *, winograd: bool) -> str:
-    """Return how the network in the payload differs from the reference, empty where it does not."""
-    network = session.NcnnSession(load, winograd=winograd)
-    try:
-        return disagreement(runs, network, default_tolerance(load.precision))
-    except session.RunError as error:
-        return error.message
-    finally:
-        network.close()
+def _misread(message: str) -> UnsupportedError:
+    return UnsupportedError(f"target ncnn cannot take this model: {message}")
 
 
-def _check_effect(load: LoadRequest, run: ReferenceRun, *, winograd: bool) -> None:
-    """Raise UnsupportedError where the precision gives the very bits that fp32 gives."""
-    results = []
-    for precision in (load.precision, "fp32"):
-        network = session.NcnnSession(replace(load, precision=precision), winograd=winograd)
-        results.append(network.run(run.feed))
-        network.close()
-    if all(results[0][name].tobytes() == value.tobytes() for name, value in results[1].items()):
-        raise UnsupportedError(
-            f"ncnn computes this model the same in {load.precision} and fp32 on this {load.device}:"
-            f" {load.precision} takes no effect",
-            hint="use --precision fp32",
-        )
+def _said(tensors: conversion.Tensors) -> str:
+    """Return what pnnx said of itself, as the end of a sentence."""
+    return f"; pnnx ignored {', '.join(tensors.ignored[:4])}" if tensors.ignored else ""
 
 
 def _precision_notes(request: CompileRequest) -> list[str]:
@@ -224,8 +224,7 @@ def _require(device: str) -> None:
 
 def _missing_vulkan() -> str:
     """Return what Vulkan lacks here, empty where there is a device."""
-    import ncnn
-
+    ncnn = session.runtime()
     if not hasattr(ncnn, "get_gpu_count"):
         return "this build of ncnn has no Vulkan"
     try:

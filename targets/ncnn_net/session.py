@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploykit._plugins.targets.ncnn_net.conversion import BIN, NO_BATCH, PARAM, Tensors
 
-from deploykit.errors import DeploykitError, UnavailableError, UnsupportedError
+from deploykit.errors import UnavailableError, UnsupportedError
 from deploykit.protocol import Dimension, LoadRequest, TensorSpec
 
 if TYPE_CHECKING:
@@ -30,10 +31,16 @@ _GIVEN = ("float16", "float32")
 _MOST_AXES = 4  # beside the batch
 
 
-class RunError(DeploykitError):
-    """A layer of ncnn failed, or an output came in another shape than the model's."""
+def runtime() -> Any:
+    """Return the package ncnn, imported so that its threads do not wait by spinning for long.
 
-    exit_code = 9
+    libgomp's default lets each layer of a network wait for whole time slices of its neighbours
+    where a processor is busy: 800 ms instead of 7 ms were seen.
+    """
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    import ncnn
+
+    return ncnn
 
 
 def check_dtypes(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
@@ -72,8 +79,7 @@ class NcnnSession:
     """A loaded network."""
 
     def __init__(self, request: LoadRequest, *, winograd: bool) -> None:
-        import ncnn
-
+        ncnn = runtime()
         self.inputs = request.signature.inputs
         self.outputs = request.signature.outputs
         payload = Path(request.payload)
@@ -103,6 +109,12 @@ class NcnnSession:
         sizes = _axis_sizes(self.inputs, feed)
         return BoundNetwork(self, self._matrices(feed), sizes)
 
+    def without_vulkan(self) -> list[str]:
+        """Return the layers, by type, that run on the processor even where Vulkan is asked for."""
+        layers = self._net.layers
+        found = layers() if callable(layers) else layers
+        return sorted({layer.type for layer in found if not layer.support_vulkan})
+
     def close(self) -> None:
         """Give the network's memory back."""
         self._net.clear()
@@ -118,9 +130,9 @@ class NcnnSession:
             if array.dtype.kind in "iu" and array.size:
                 limits = np.iinfo(fed)
                 if array.min() < limits.min or array.max() > limits.max:
-                    raise RunError(f"input `{spec.name}` holds numbers beyond 32 bits")
+                    raise UnsupportedError(f"input `{spec.name}` holds numbers beyond 32 bits")
             if not array.size or (axis == NO_BATCH and not 1 <= array.ndim <= _MOST_AXES):
-                raise RunError(
+                raise UnsupportedError(
                     f"ncnn takes no input of shape {list(array.shape)} for `{spec.name}`"
                 )
             # a copy: the matrix would only point into the caller's array
@@ -132,16 +144,18 @@ class NcnnSession:
         extractor = self._net.create_extractor()
         for number, matrix in enumerate(matrices):
             if extractor.input(f"in{number}", matrix) != 0:
-                raise RunError(f"ncnn has no input for `{self.inputs[number].name}`")
+                raise UnsupportedError(f"ncnn has no input for `{self.inputs[number].name}`")
         found = []
         for number, axis in enumerate(self._tensors.outputs):
             failed, matrix = extractor.extract(f"out{number}")
             if failed or matrix.empty():
-                raise RunError(
+                raise UnsupportedError(
                     f"ncnn fails to compute output `{self.outputs[number].name}` at these sizes"
                 )
             if matrix.elemsize != 4:
-                raise RunError(f"ncnn gives no float32 for output `{self.outputs[number].name}`")
+                raise UnsupportedError(
+                    f"ncnn gives no float32 for output `{self.outputs[number].name}`"
+                )
             found.append(matrix.numpy(batch_index=axis).copy())
         return found
 
@@ -183,7 +197,7 @@ def _axis_sizes(inputs: Sequence[TensorSpec], feed: Mapping[str, Array]) -> dict
 def _shaped(spec: TensorSpec, array: Array, sizes: Mapping[str, int]) -> Array:
     """Return `array` in the shape of the model's output; only axes of size 1 come and go in ncnn.
 
-    Raises RunError where it is another shape.
+    Raises UnsupportedError where it is another shape.
     """
     if spec.shape is None:
         return array
@@ -200,4 +214,4 @@ def _shaped(spec: TensorSpec, array: Array, sizes: Mapping[str, int]) -> Array:
         n for n in array.shape if n != 1
     ]:
         return array.reshape(known)
-    raise RunError(f"ncnn gives output `{spec}` the shape {list(array.shape)}")
+    raise UnsupportedError(f"ncnn gives output `{spec}` the shape {list(array.shape)}")
