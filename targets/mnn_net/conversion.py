@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import re
+import signal
+import subprocess
 import sys
-import tempfile
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from deploykit._plugins.targets.mnn_net import session
 
@@ -25,6 +23,14 @@ if TYPE_CHECKING:
 # Without an explicit stride MNN divides by zero in a pooling that has pads (seen with 3.6.1).
 _STRIDED = ("AveragePool", "Conv", "ConvTranspose", "LpPool", "MaxPool")
 
+# In a process of its own, because it ends the process on a model that it cannot read. The extension
+# is all there is of MNN in it: what posts to the network is Python beside it (`session.runtime`).
+_CONVERT = "import sys, _tools; _tools.mnnconvert(sys.argv[1:])"
+
+# An integer model as ONNX writes it: the converter ends itself on biases between these.
+_QUANTISED = {"DequantizeLinear", "QuantizeLinear"}
+
+_REASON = re.compile(r"[Ff]ailed|[Ee]rror|not support|terminate|what\(\)")
 _UNSUPPORTED = re.compile(r"These Op Not Support: (.+)")
 _OPERATOR = re.compile(r"ONNX::(\w+)")
 
@@ -34,6 +40,7 @@ class Model:
 
     def __init__(self, proto: onnx.ModelProto) -> None:
         self._proto = proto
+        self.operators = {node.op_type for node in every_node(proto.graph)}
 
     def write(self, path: Path, inputs: tuple[TensorSpec, ...]) -> Path:
         """Write the model with exactly these inputs, large weights beside it, and return its path."""
@@ -82,35 +89,47 @@ def read(path: str) -> Model:
     return Model(model)
 
 
-def convert(source: Path, result: Path, *, half: bool) -> None:
+def convert(source: Path, result: Path, model: Model, *, half: bool) -> None:
     """Write the ONNX file `source` as MNN's file `result`, its weights in float16 if `half`.
 
     Raises UnsupportedError naming the operators that MNN lacks, or with the converter's last words.
     """
-    session.runtime()  # first: the extension needs its libraries, and nothing else of it
-    import _tools
-
-    command = ["mnnconvert", "-f", "ONNX", "--modelFile", str(source), "--MNNModel", str(result)]
+    command = ["-f", "ONNX", "--modelFile", source.name, "--MNNModel", result.name]
     # `--keepInputFormat 1` gives wrong values after pooling (seen with 3.6.1): its default does not
     command += ["--bizCode", "deploykit", *(["--fp16"] if half else [])]
-    with tempfile.TemporaryFile() as said:
-        with _written_to(said):
-            _tools.mnnconvert(command)
-        said.seek(0)
-        text = said.read().decode("utf-8", errors="replace")
-    print(text, flush=True)  # the worker's log
-    if result.is_file() and result.stat().st_size:
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", _CONVERT, "mnnconvert", *command],
+        cwd=source.parent,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    print(done.stdout, flush=True)  # the worker's log
+    if done.returncode == 0 and result.is_file() and result.stat().st_size:
         _make_reproducible(result)
         return
-    missing = _UNSUPPORTED.search(text)
+    raise _gave_up(done, model)
+
+
+def _gave_up(done: subprocess.CompletedProcess[str], model: Model) -> UnsupportedError:
+    missing = _UNSUPPORTED.search(done.stdout)
     if missing:
         operators = tuple(sorted(set(_OPERATOR.findall(missing.group(1)))))
-        raise UnsupportedError(
-            f"target mnn cannot take operators {', '.join(operators)}", operators=operators
+        return UnsupportedError(
+            f"target mnn cannot take operators {', '.join(operators)} as this model uses them",
+            operators=operators,
         )
-    lines = [line.strip() for line in text.splitlines() if "failed" in line or "rror" in line]
-    raise UnsupportedError(
-        f"MNN's converter cannot take this model: {lines[0] if lines else 'it gives no reason'}"
+    lines = [line.strip() for line in done.stdout.splitlines() if _REASON.search(line)]
+    said = lines[-1][:300] if lines else "it gives no reason"
+    how = signal.Signals(-done.returncode).name if done.returncode < 0 else "no file"
+    operators = tuple(sorted(model.operators & _QUANTISED)) if done.returncode < 0 else ()
+    blamed = f"; it is known to fail on {', '.join(operators)}" if operators else ""
+    return UnsupportedError(
+        f"target mnn: MNN's converter cannot take this model ({how}): {said}{blamed}",
+        operators=operators,
     )
 
 
@@ -129,22 +148,6 @@ def _write_strides(model: onnx.ModelProto) -> None:
         axes = axes or ranks.get(node.input[1] if len(node.input) > 1 else "", 2) - 2
         if axes > 0:
             node.attribute.append(onnx.helper.make_attribute("strides", [1] * axes))
-
-
-@contextlib.contextmanager
-def _written_to(stream: BinaryIO) -> Iterator[None]:
-    """Send what native code writes to stdout and stderr to `stream`: it names what it lacks there."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    kept = [(number, os.dup(number)) for number in (1, 2)]
-    for number, _ in kept:
-        os.dup2(stream.fileno(), number)
-    try:
-        yield
-    finally:
-        for number, copy in kept:
-            os.dup2(copy, number)
-            os.close(copy)
 
 
 def _make_reproducible(path: Path) -> None:

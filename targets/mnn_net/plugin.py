@@ -134,12 +134,12 @@ def _build(
     """
     phase("computing what to expect")
     path = model.write(folder / "model.onnx", inputs)
-    runs = reference_runs(str(path), inputs, request.signature.outputs)
+    runs = reference_runs(request.model, inputs, request.signature.outputs)
     signature = Signature(
         inputs=inputs, outputs=outputs_seen(request.signature.outputs, inputs, runs)
     )
     phase("converting")
-    conversion.convert(path, folder / session.MODEL, half=request.precision == "fp16")
+    conversion.convert(path, folder / session.MODEL, model, half=request.precision == "fp16")
     (folder / profiling.NODES).write_text(model.node_names(), encoding="utf-8")
     phase("trying it")
     load = LoadRequest(

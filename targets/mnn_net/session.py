@@ -108,7 +108,7 @@ class MnnSession:
                 [spec.name for spec in self.outputs],
                 runtime_manager=self._manager,
             )
-        except (RuntimeError, ValueError, TypeError) as error:
+        except (RuntimeError, SystemError, ValueError) as error:
             raise _unreadable(mnn) from error
         if self._module is None:
             raise _unreadable(mnn)

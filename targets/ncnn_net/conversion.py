@@ -200,7 +200,7 @@ def _check_layers(param: str, model: Model) -> None:
 # pnnx's words where they are not ONNX's own in lower case
 _WORDS = {
     "eq": "Equal", "ne": "Equal", "lt": "Less", "le": "LessOrEqual", "gt": "Greater",
-    "ge": "GreaterOrEqual", "linear": "Gemm", "to": "Cast", "masked_fill": "Where",
+    "ge": "GreaterOrEqual", "linear": "Gemm", "to": "Cast", "masked_fill": "Where", "logical_and": "And", "logical_or": "Or", "logical_not": "Not",
 }  # fmt: skip
 
 

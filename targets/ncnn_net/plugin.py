@@ -150,7 +150,7 @@ def _build(
     """Convert for `inputs`, try the result, and move it into the payload."""
     phase("computing what to expect")
     path = model.write(folder / conversion.SOURCE, inputs)
-    runs = reference_runs(str(path), inputs, request.signature.outputs)
+    runs = reference_runs(request.model, inputs, request.signature.outputs)
     signature = Signature(
         inputs=inputs, outputs=outputs_seen(request.signature.outputs, inputs, runs)
     )
@@ -177,10 +177,10 @@ def _build(
             choices, network, runs, default_tolerance(request.precision)
         )
     except UnavailableError as error:
-        raise _misread(f"pnnx wrote a graph that ncnn cannot read{_said(tensors)}") from error
+        raise _misread("pnnx wrote a graph that ncnn cannot read", tensors, model) from error
     if reason:
-        said = _said(tensors)
-        raise _misread(f"what pnnx made of this model computes something else: {reason}{said}")
+        said = f"what pnnx made of it computes something else: {reason}"
+        raise _misread(said, tensors, model)
     if request.precision != "fp32" and request.hardware is None:
         single = session.NcnnSession(replace(load, precision="fp32"), winograd=chosen)
         if changes_nothing(network(chosen), single, runs[0]):
@@ -195,13 +195,14 @@ def _build(
     return _Built(signature=signature, winograd=chosen, elsewhere=tuple(elsewhere))
 
 
-def _misread(message: str) -> UnsupportedError:
-    return UnsupportedError(f"target ncnn cannot take this model: {message}")
-
-
-def _said(tensors: conversion.Tensors) -> str:
-    """Return what pnnx said of itself, as the end of a sentence."""
-    return f"; pnnx ignored {', '.join(tensors.ignored[:4])}" if tensors.ignored else ""
+def _misread(said: str, tensors: conversion.Tensors, model: conversion.Model) -> UnsupportedError:
+    """Return the error for a wrong conversion, with what pnnx said that it left out."""
+    ignored = f"; pnnx ignored {', '.join(tensors.ignored[:4])}" if tensors.ignored else ""
+    kinds = {each.split()[0] for each in tensors.ignored}
+    return UnsupportedError(
+        f"target ncnn cannot take this model: {said}{ignored}",
+        operators=tuple(sorted(kinds & model.operators)),
+    )
 
 
 def _precision_notes(request: CompileRequest) -> list[str]:
