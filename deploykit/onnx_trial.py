@@ -115,9 +115,10 @@ def reference_runs(
 ) -> list[ReferenceRun]:
     """Return ONNX Runtime's results for the ONNX file `model` on inputs drawn for `inputs`.
 
-    Where axes are dynamic, the runs have several sizes of each, as far as the model takes them.
-    Raises SourceError where ONNX Runtime cannot read the file, UnsupportedError where it cannot run
-    the model, or not at any of the sizes that were tried.
+    Where axes are dynamic, the runs have several sizes of each, as far as the model takes them. Where
+    all sizes are fixed and it takes none of the inputs (a sampling rate is drawn as 1), there are no
+    runs. Raises SourceError where ONNX Runtime cannot read the file, UnsupportedError where it cannot
+    load the model, or run it at any of the sizes that were tried.
     """
     import onnxruntime
     from onnxruntime.capi import onnxruntime_pybind11_state as raised
@@ -155,9 +156,9 @@ def reference_runs(
                 refused = _first_line(error)
                 continue
             runs.append(ReferenceRun(feed, dict(zip(names, values, strict=True))))
-    if not runs:
+    if not runs and dynamic_axes(inputs):
         raise UnsupportedError(
-            f"ONNX Runtime runs the model at none of the sizes that were tried: {refused}",
+            f"the model runs on none of the inputs that were drawn to try its sizes: {refused}",
             hint="give the sizes of the inputs with --shape",
         )
     return runs

@@ -159,7 +159,7 @@ def _build(
         raise UnsupportedError(
             f"target mnn cannot take this model: what MNN made of it computes something else: {reason}"
         )
-    if request.precision != "fp32" and request.hardware is None:
+    if request.precision != "fp32" and request.hardware is None and runs:
         single = session.MnnSession(replace(load, precision="fp32"), winograd=chosen)
         if changes_nothing(loaded(chosen), single, runs[0]):
             raise UnsupportedError(

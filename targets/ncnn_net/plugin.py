@@ -181,7 +181,7 @@ def _build(
     if reason:
         said = f"what pnnx made of it computes something else: {reason}"
         raise _misread(said, tensors, model)
-    if request.precision != "fp32" and request.hardware is None:
+    if request.precision != "fp32" and request.hardware is None and runs:
         single = session.NcnnSession(replace(load, precision="fp32"), winograd=chosen)
         if changes_nothing(network(chosen), single, runs[0]):
             raise UnsupportedError(
