@@ -127,3 +127,19 @@ def every_node(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
         for attribute in node.attribute:
             for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
                 yield from every_node(inner)
+
+
+def foreign_operators(graph: onnx.GraphProto) -> tuple[str, ...]:
+    """Return the operators, each as `domain.name`, that are not ONNX's own.
+
+    Importers that look at names only would take one of another maker for ONNX's of that name.
+    """
+    return tuple(
+        sorted(
+            {
+                f"{node.domain}.{node.op_type}"
+                for node in every_node(graph)
+                if node.domain not in ("", "ai.onnx")
+            }
+        )
+    )
