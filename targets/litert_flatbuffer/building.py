@@ -48,19 +48,14 @@ def built(model: onnx.ModelProto) -> Built:
     shapes, dtypes = graphs.shapes_and_dtypes(model)
     emit = Emitter()
     values = Values(emit, shapes, dtypes)
-    sources: dict[str, tuple[str, int]] = {}
-    graph = Graph(emit, values, sources)
+    graph = Graph(emit, values)
     for tensor in model.graph.initializer:
         values.constants[tensor.name] = onnx.numpy_helper.to_array(tensor)
     inputs: dict[str, Tensor] = {}
     for value in model.graph.input:
-        shape = values.shape(value.name)
-        tensor = Tensor(value.name, shape, _dtype(values, value.name))
+        tensor = Tensor(value.name, values.shape(value.name), _dtype(values, value.name))
         inputs[value.name] = tensor
         values.put(value.name, tensor)
-        for axis, size in enumerate(shape):
-            if isinstance(size, str):
-                sources.setdefault(size, (value.name, axis))
     nodes = [_node(each, opset_of(model)) for each in model.graph.node]
     for node in nodes:
         for name in filter(None, node.inputs):

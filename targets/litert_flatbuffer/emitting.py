@@ -348,6 +348,8 @@ class Values:
         self._dtypes = dtypes
         self._forms: dict[str, dict[Permutation, Tensor]] = {}
         self.readers: dict[str, int] = {}
+        self.sources: dict[str, tuple[Tensor, int]] = {}
+        """Where each open size can be read at run time: a tensor and its axis."""
 
     def constant(self, name: str | None) -> Array | None:
         """Return the value where it is known now."""
@@ -371,16 +373,23 @@ class Values:
         return self._dtypes[name]
 
     def put(self, name: str, tensor: Tensor, permutation: Permutation | None = None) -> None:
-        """Say that the value exists as `tensor`, permuted."""
+        """Say that the value exists as `tensor`, permuted; each tells the sizes that the other lacks.
+
+        Where they disagree the tensor is right: inference is mistaken about a few operators.
+        """
         order = tuple(range(tensor.rank)) if permutation is None else permutation
         self._forms.setdefault(name, {})[order] = tensor
         tensor.holders += 1
-
-    def remember(self, name: str, tensor: Tensor, permutation: Permutation) -> None:
-        """Say the sizes of a value that is not in the ONNX graph."""
-        back = inverse(permutation)
-        self._shapes[name] = tuple(tensor.shape[axis] for axis in back)
-        self._dtypes[name] = tensor.dtype
+        self._dtypes.setdefault(name, tensor.dtype)
+        own = tuple(tensor.shape[axis] for axis in inverse(order))
+        inferred = self._shapes.get(name)
+        if inferred is not None and len(inferred) == len(own):
+            own = tuple(a if isinstance(a, int) else b for a, b in zip(own, inferred, strict=True))
+            tensor.shape = tuple(own[axis] for axis in order)
+        self._shapes[name] = own
+        for axis, size in enumerate(tensor.shape):
+            if isinstance(size, str):
+                self.sources.setdefault(size, (tensor, axis))
 
     def same(self, name: str, source: str, permutation: Permutation | None = None) -> None:
         """Say that `name` is `source` with its axes permuted, in all forms that there are."""

@@ -36,22 +36,36 @@ def interpreter(
     )
 
 
-def try_run(content: bytes, inputs: tuple[TensorSpec, ...], *, delegate: str) -> None:
-    """Run the model once on zeros, dynamic axes at two. Raises RuntimeError where it cannot run."""
+def try_run(
+    content: bytes, inputs: tuple[TensorSpec, ...], *, delegate: str
+) -> dict[str, tuple[int, ...]]:
+    """Run the model once, dynamic axes at two; return the sizes of its outputs by their names.
+
+    On zeros, and where those cannot be (a division) on ones. Raises RuntimeError where it cannot run.
+    """
     import numpy as np
 
     made = interpreter(delegate=delegate, threads=None, content=content)
     details = made.get_input_details()
-    feed = []
+    shapes = []
     for spec, detail in zip(inputs, details, strict=True):
-        sizes = [size if isinstance(size, int) else TRIED for size in spec.shape or ()]
-        feed.append(np.zeros(sizes, spec.dtype))
-        if list(detail["shape"]) != sizes:
-            made.resize_tensor_input(detail["index"], sizes)
+        shapes.append([size if isinstance(size, int) else TRIED for size in spec.shape or ()])
+        if list(detail["shape"]) != shapes[-1]:
+            made.resize_tensor_input(detail["index"], shapes[-1])
     made.allocate_tensors()
-    for array, detail in zip(feed, details, strict=True):
-        made.set_tensor(detail["index"], array)
-    made.invoke()
+    for fill in (np.zeros, np.ones):
+        for spec, shape, detail in zip(inputs, shapes, details, strict=True):
+            made.set_tensor(detail["index"], fill(shape, spec.dtype))
+        try:
+            made.invoke()
+            break
+        except RuntimeError:
+            if fill is np.ones:
+                raise
+    return {
+        each["name"]: tuple(made.get_tensor(each["index"]).shape)
+        for each in made.get_output_details()
+    }
 
 
 def failed_operator(error: Exception) -> int | None:
@@ -64,6 +78,13 @@ def reason(error: Exception) -> str:
     """Return LiteRT's words without places in its sources."""
     text = " ".join(str(error).split())
     return re.sub(r"\S+/(?=[\w.]+:\d+)", "", text)[:300] or type(error).__name__
+
+
+def _array(found: Any) -> Array:
+    """Return what the interpreter gives as an array: for a scalar it gives a number."""
+    import numpy as np
+
+    return np.asarray(found)
 
 
 class _Runner:
@@ -107,7 +128,7 @@ class _Runner:
 
     def outputs(self) -> dict[str, Array]:
         """Return copies of the outputs."""
-        return {name: self._interpreter.get_tensor(index) for name, index in self._outputs}
+        return {name: _array(self._interpreter.get_tensor(i)) for name, i in self._outputs}
 
 
 class LitertSession:

@@ -1,7 +1,7 @@
 """Resize and Upsample: TensorFlow Lite's own operator where it samples alike, else a product.
 
 Every mode of Resize is linear and works on each axis alone, so along one axis it is a matrix: the
-result of resizing the unit vectors, which ONNX's own definition computes. TensorFlow Lite's operators
+result of resizing the unit vectors. TensorFlow Lite's operators
 are used where their matrix is that one; else nearest neighbours are gathered by index, and anything
 else is multiplied by its matrix.
 """
@@ -69,7 +69,6 @@ def resize(graph: Graph, node: Node) -> None:
             x = fully_connected(graph.emit, graph.form(name, order), weight)
         name = f"{out};{at}"
         graph.put(name, x, order)
-        graph.values.remember(name, x, order)
     graph.values.same(out, name)
 
 
@@ -84,12 +83,15 @@ def _scales(graph: Graph, node: Node, rank: int) -> dict[int, float]:
 
 
 def _matrix(node: Node, size: int, goal: int, scale: float | None) -> Array:
-    """Return the matrix [goal, size] of the node along one axis."""
+    """Return the matrix [goal, size] of the node along one axis: its unit vectors, resized.
+
+    ONNX Runtime resizes them, whose rounding of coordinates is what other runtimes follow.
+    """
     import numpy as np
     import onnx
-    from onnx.reference import ReferenceEvaluator
+    import onnxruntime
 
-    if size * goal > LARGEST:
+    if size * max(size, goal) > LARGEST:
         raise UnsupportedError(f"an axis of {size} resized to {goal}")
     kept = ("antialias", "coordinate_transformation_mode", "cubic_coeff_a", "exclude_outside")
     kept += ("extrapolation_value", "mode", "nearest_mode")
@@ -98,34 +100,30 @@ def _matrix(node: Node, size: int, goal: int, scale: float | None) -> Array:
         # those of before opset 11 divide coordinates by the scale
         attributes["coordinate_transformation_mode"] = "asymmetric"
         attributes["nearest_mode"] = "floor" if goal >= size else "ceil"
+    value, kinds = onnx.helper.make_tensor_value_info, onnx.TensorProto
+    asked = (
+        onnx.numpy_helper.from_array(np.array([1, 1, scale, 1], np.float32), "scales")
+        if scale is not None
+        else onnx.numpy_helper.from_array(np.array([size, 1, goal, 1], np.int64), "sizes")
+    )
     inputs = ["x", "", "scales"] if scale is not None else ["x", "", "", "sizes"]
-    value = onnx.helper.make_tensor_value_info
     graph = onnx.helper.make_graph(
         [onnx.helper.make_node("Resize", inputs, ["y"], **attributes)],
         "axis",
-        [
-            value("x", onnx.TensorProto.FLOAT, [size]),
-            value("scales", onnx.TensorProto.FLOAT, [1])
-            if scale is not None
-            else value("sizes", onnx.TensorProto.INT64, [1]),
-        ],
-        [value("y", onnx.TensorProto.FLOAT, [goal])],
+        [value("x", kinds.FLOAT, [size, 1, size, 1])],
+        [value("y", kinds.FLOAT, [size, 1, goal, 1])],
+        [asked],
     )
-    opsets = [onnx.helper.make_opsetid("", max(node.opset, 18))]
-    evaluator = ReferenceEvaluator(onnx.helper.make_model(graph, opset_imports=opsets))
-    asked = (
-        {"scales": np.array([scale], np.float32)}
-        if scale is not None
-        else {"sizes": np.array([goal], np.int64)}
+    opsets = [onnx.helper.make_opsetid("", max(node.opset, 13))]
+    model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    columns = [
-        np.asarray(evaluator.run(None, {"x": unit, **asked})[0]).reshape(-1)
-        for unit in np.eye(size, dtype=np.float32)
-    ]
-    matrix = np.stack(columns, axis=1)
-    if matrix.shape != (goal, size):
-        raise UnsupportedError(f"an axis of {size} resized to {goal} by {scale}")
-    return matrix
+    units = np.eye(size, dtype=np.float32).reshape(size, 1, size, 1)
+    made: Array = session.run(None, {"x": units})[0]
+    return made.reshape(size, goal).T
 
 
 def _native(graph: Graph, x: Tensor, mode: str, matrices: list[Array]) -> Tensor | None:

@@ -13,6 +13,7 @@ from deploykit.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from deploykit._plugins.targets.litert_flatbuffer.emitting import Shape
+    from deploykit._plugins.targets.litert_flatbuffer.writing import Dim
 
 END = (1 << 31) - 1
 
@@ -99,6 +100,9 @@ def slice_(graph: Graph, node: Node) -> None:
         axes = node.attribute("axes", range(len(starts)))
         steps = [1] * len(starts)
     else:
+        if any(graph.constant(node.input(at)) is None for at in (1, 2)):
+            _slice_at_run_time(graph, node)
+            return
         starts, ends = (graph.known(node, at).reshape(-1).tolist() for at in (1, 2))
         axes = graph.known(node, 3).tolist() if node.input(3) else range(len(starts))
         steps = graph.known(node, 4).tolist() if node.input(4) else [1] * len(starts)
@@ -111,6 +115,53 @@ def slice_(graph: Graph, node: Node) -> None:
         graph.values.same(node.outputs[0], name)
     else:
         graph.put(node.outputs[0], made, order)
+
+
+def _slice_at_run_time(graph: Graph, node: Node) -> None:
+    """Map a Slice whose places the graph computes."""
+    emit = graph.emit
+    x = graph.own(node.input(0))
+    (count,) = graph.sizes(node.input(1), [0])
+    axes = graph.known(node, 3).tolist() if node.input(3) else list(range(count))
+    axes = [int(axis) % x.rank for axis in axes]
+    steps = graph.known(node, 4).tolist() if node.input(4) else [1] * count
+    if any(step != 1 for step in steps):
+        raise UnsupportedError("its places are computed, and its steps are not 1")
+    mask = sum(1 << axis for axis in range(x.rank) if axis not in axes)
+
+    def places(name: str) -> Tensor:
+        known = graph.constant(name)
+        found = None
+        if known is None:
+            whole = graph.own(name)
+            limit = emit.scalar(END, whole)
+            found = emit.cast(emit.binary("MINIMUM", whole, limit), "int32")
+        parts = []
+        for axis in range(x.rank):
+            if axis not in axes:
+                parts.append(emit.constant([0], "int32"))
+            elif found is None:
+                assert known is not None
+                place = int(known[axes.index(axis)])
+                parts.append(emit.constant([max(min(place, END), -END)], "int32"))
+            else:
+                parts.append(emit.slice(found, [axes.index(axis)], [1]))
+        return parts[0] if len(parts) == 1 else emit.concat(parts, 0)
+
+    out = node.outputs[0]
+    shape: list[Dim] = [
+        size if axis not in axes else f"{out}.{axis}" for axis, size in enumerate(x.shape)
+    ]
+    made = emit.add(
+        "STRIDED_SLICE",
+        [x, places(node.input(1)), places(node.input(2)), emit.constant([1] * x.rank, "int32")],
+        shape,
+        None,
+        "StridedSliceOptions",
+        beginMask=mask,
+        endMask=mask,
+    )
+    graph.put(out, made)
 
 
 def _cut(graph: Graph, x: Tensor, places: dict[int, tuple[int, int, int]]) -> Tensor:
@@ -226,11 +277,16 @@ def gather_nd(graph: Graph, node: Node) -> None:
 def expand(graph: Graph, node: Node) -> None:
     """Map Expand."""
     x = graph.own(node.input(0))
-    shape = graph.shape(node.outputs[0])
+    shape = _asked(graph, node, 1)
     if x.shape == shape:
         graph.values.same(node.outputs[0], node.input(0))
         return
-    sizes = graph.size_tensor(shape)
+    try:
+        sizes = graph.size_tensor(shape)
+    except NeedsSizeError:
+        own = graph.emit.add("SHAPE", [x], [x.rank], "int32", "ShapeOptions", outType=2)
+        asked = graph.emit.cast(graph.own(node.input(1)), "int32")
+        sizes = graph.emit.add("BROADCAST_ARGS", [own, asked], [len(shape)], "int32")
     made = graph.emit.add("BROADCAST_TO", [x, sizes], shape, None, "BroadcastToOptions")
     graph.put(node.outputs[0], made)
 
@@ -330,18 +386,32 @@ def shape_of(graph: Graph, node: Node) -> None:
 def constant_of_shape(graph: Graph, node: Node) -> None:
     """Map ConstantOfShape where its sizes are open."""
     value = node.attribute("value", None)
-    filled = graph.emit.constant(0, "float32") if value is None else graph.emit.constant(value.reshape(()))
-    shape = graph.shape(node.outputs[0])
-    sizes = graph.size_tensor(shape)
-    graph.put(
-        node.outputs[0], graph.emit.add("FILL", [sizes, filled], shape, filled.dtype, "FillOptions")
-    )
+    filled = graph.emit.constant(0.0, "float32")
+    if value is not None:
+        filled = graph.emit.constant(value.reshape(()))
+    shape = _asked(graph, node, 0)
+    try:
+        sizes = graph.size_tensor(shape)
+    except NeedsSizeError:
+        sizes = graph.emit.cast(graph.own(node.input(0)), "int32")
+    made = graph.emit.add("FILL", [sizes, filled], shape, filled.dtype, "FillOptions")
+    graph.put(node.outputs[0], made)
+
+
+def _asked(graph: Graph, node: Node, at: int) -> Shape:
+    """Return the sizes of a result; open ones of its own where inference knows the rank alone."""
+    out = node.outputs[0]
+    try:
+        return graph.shape(out)
+    except NeedsSizeError:
+        rank = graph.sizes(node.input(at), [0])[0]
+        return tuple(f"{out}.{axis}" for axis in range(rank))
 
 
 def range_(graph: Graph, node: Node) -> None:
     """Map Range where its end is open."""
     ends = [graph.own(name) for name in node.inputs]
-    shape = graph.shape(node.outputs[0])
+    shape = (f"{node.outputs[0]}.0",)
     graph.put(
         node.outputs[0], graph.emit.add("RANGE", ends, shape, ends[0].dtype, "RangeOptions")
     )

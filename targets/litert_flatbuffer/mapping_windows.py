@@ -215,7 +215,9 @@ def _transposed_place(
         whole = (size - 1) * strides[at] + kernel[at] + extra[at]
         if asked or automatic in ("SAME_UPPER", "SAME_LOWER"):
             out = asked[at] if asked else size * strides[at]
-            cut = max(whole - out, 0)
+            if out > whole:
+                raise UnsupportedError(f"its output is larger than what the window reaches: {out}")
+            cut = whole - out
             # the odd element goes to the beginning, except for SAME_UPPER
             first = cut // 2 if automatic == "SAME_UPPER" else cut - cut // 2
         elif automatic == "VALID":

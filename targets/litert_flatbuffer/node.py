@@ -43,11 +43,9 @@ class Node:
 class Graph:
     """What the operator map reads and writes: the ONNX values and the emitter."""
 
-    def __init__(self, emit: Emitter, values: Values, sources: dict[str, tuple[str, int]]) -> None:
+    def __init__(self, emit: Emitter, values: Values) -> None:
         self.emit = emit
         self.values = values
-        self.sources = sources
-        """Where each open size can be read at run time: an input and its axis."""
 
     def shape(self, name: str) -> Shape:
         """Return the sizes of a value."""
@@ -116,11 +114,18 @@ class Graph:
         rank = self.rank(node.input(0)) if rank is None else rank
         return int(node.attribute("axis", default)) % rank if rank else 0
 
-    def size_tensor(self, sizes: Shape) -> Tensor:
-        """Return the sizes as an int32 tensor, open ones read from the inputs at run time.
+    def size_tensor(self, sizes: Shape, *, one_free: bool = False) -> Tensor:
+        """Return the sizes as an int32 tensor, open ones read from tensors at run time.
 
-        Raises NeedsSizeError where an open size is none of an input's.
+        With `one_free` one size may be -1: a reshape works it out. Raises NeedsSizeError where no
+        tensor has an open size.
         """
+        if one_free:
+            unknown = [size for size in sizes if isinstance(size, str) and size not in self.values.sources]
+            open_sizes = unknown or [size for size in sizes if isinstance(size, str)]
+            if open_sizes and 0 not in sizes:
+                at = sizes.index(open_sizes[0])
+                sizes = (*sizes[:at], -1, *sizes[at + 1 :])
         if all(isinstance(size, int) for size in sizes):
             return self.emit.constant(list(sizes), "int32")
         parts: list[Tensor] = []
@@ -141,14 +146,12 @@ class Graph:
         return parts[0] if len(parts) == 1 else self.emit.concat(parts, 0)
 
     def _size_at_run_time(self, size: Dim) -> Tensor:
-        source = self.sources.get(str(size))
+        source = self.values.sources.get(str(size))
         if source is None:
-            raise NeedsSizeError(f"the size `{size}` is no input's")
-        name, axis = source
-        order = self.values.first(name)
-        tensor = self.values.form(name, order)
+            raise NeedsSizeError(f"the size `{size}` is no tensor's")
+        tensor, axis = source
         shape = self.emit.add("SHAPE", [tensor], [tensor.rank], "int32", "ShapeOptions", outType=2)
-        return self.emit.slice(shape, [order.index(axis)], [1])
+        return self.emit.slice(shape, [axis], [1])
 
     def reshaped(self, tensor: Tensor, shape: Shape) -> Tensor:
         """Write a RESHAPE, with sizes read at run time where more than one is open."""
@@ -156,4 +159,4 @@ class Graph:
             return self.emit.reshape(tensor, shape)
         if shape == tensor.shape:
             return tensor
-        return self.emit.reshape(tensor, shape, self.size_tensor(shape))
+        return self.emit.reshape(tensor, shape, self.size_tensor(shape, one_free=True))

@@ -183,7 +183,7 @@ def _try_run(
     """Run once on zeros: LiteRT says only then what its kernels cannot take."""
     phase("trying the model")
     try:
-        interpreting.try_run(content, inputs, delegate=settings["delegate"])
+        found = interpreting.try_run(content, inputs, delegate=settings["delegate"])
     except (RuntimeError, ValueError) as error:
         at = interpreting.failed_operator(error)
         operator = model.operators[at] if at is not None and at < len(model.operators) else None
@@ -193,6 +193,16 @@ def _try_run(
             hint="fixed input sizes (--shape) may help",
             operators=(operator.kind,) if operator else (),
         ) from error
+    for name, tensor in model.outputs.items():
+        sizes = found[tensor.name]
+        if len(sizes) != tensor.rank or any(
+            isinstance(size, int) and size != real
+            for size, real in zip(tensor.shape, sizes, strict=True)
+        ):
+            raise UnsupportedError(
+                f"target litert: LiteRT gives the output `{name}` the sizes {list(sizes)}, "
+                f"and {list(tensor.shape)} were expected"
+            )
 
 
 def _given(model: Built, asked: TensorSpec) -> TensorSpec:
