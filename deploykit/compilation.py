@@ -3,24 +3,42 @@
 from __future__ import annotations
 
 import platform
+import re
 import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploykit import __version__, environments
 from deploykit.agreement import agree, worst_by_output
-from deploykit.bundle import Manifest, check_files, read_manifest, write_bundle
+from deploykit.buckets import merged, write_buckets
+from deploykit.bundle import Manifest, check_files, check_machine, read_manifest, write_bundle
 from deploykit.conversion import Conversion, announced, widened
-from deploykit.errors import BundleError, DeploykitError, OutputError, UsageError
+from deploykit.errors import (
+    BundleError,
+    DeploykitError,
+    OutputError,
+    UnavailableError,
+    UnsupportedError,
+    UsageError,
+)
 from deploykit.events import Event
+from deploykit.manifest import ANY
 from deploykit.options import Checks, Conditions, SourceOptions
 from deploykit.parity import OutputParity, default_tolerance
 from deploykit.prepared import Prepared
-from deploykit.protocol import CompileRequest, CompileResult, LoadRequest, from_json, to_json
+from deploykit.protocol import (
+    CompileRequest,
+    CompileResult,
+    Hardware,
+    LoadRequest,
+    from_json,
+    to_json,
+)
 from deploykit.runs import Run, resumable
 from deploykit.source_model import SourceModel
 from deploykit.steps import Outcome, Worker, outcome_of
@@ -32,15 +50,21 @@ if TYPE_CHECKING:
     from deploykit.plugins import Plugin
 
 
+Shapes = Mapping[str, tuple[int, ...]] | Sequence[Mapping[str, tuple[int, ...]]] | None
+"""Sizes of inputs by name; several of them where a bundle shall have a model for each."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Build:
     """What to compile: `settings` are `key=value` for all targets or `target.key=value` for one;
-    `shapes` fix the sizes of dynamic inputs.
+    `shapes` fix the sizes of dynamic inputs, once for each model that is to be compiled; `hardware`
+    None is this machine.
     """
 
     precision: str = "fp32"
     settings: Mapping[str, str]
-    shapes: Mapping[str, tuple[int, ...]]
+    shapes: tuple[Mapping[str, tuple[int, ...]], ...] = ({},)
+    hardware: Hardware | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +107,8 @@ def compile(
     *,
     precision: str = "fp32",
     settings: Mapping[str, str] | None = None,
-    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    shapes: Shapes = None,
+    hardware: Hardware | None = None,
     source: SourceOptions = SourceOptions(),
     checks: Checks = Checks(),
     conditions: Conditions = Conditions(),
@@ -93,13 +118,17 @@ def compile(
 
     `targets` are names (`tvm`) with an optional device (`openvino:cpu`); `all` means every target
     that can run here. `settings` are `key=value` for all targets or `target.key=value` for one.
-    A target that fails is an entry with its outcome; the others go on. `resume` goes on after an
+    `hardware` is the machine to compile for, where that is not this one: what cannot run here is not
+    proven here, and says so. A target that fails is an entry with its outcome; the others go on.
+    `resume` goes on after an
     interrupted call with the same arguments.
 
     Raises what `convert` raises, and UsageError for an unknown target, precision or setting.
     """
     output = Path(output).absolute()
-    build = Build(precision=precision, settings=settings or {}, shapes=shapes or {})
+    build = Build(
+        precision=precision, settings=settings or {}, shapes=buckets(shapes), hardware=hardware
+    )
     check_precision(precision)
     with SourceModel(model, options=source, conditions=conditions) as source_model:
         chosen = choose_targets(targets, conditions)
@@ -111,6 +140,13 @@ def compile(
     return Compilation(conversion=prepared.conversion, bundles=tuple(bundles))
 
 
+def buckets(shapes: Shapes) -> tuple[Mapping[str, tuple[int, ...]], ...]:
+    """Return `shapes` as one mapping for each set of sizes, at least one."""
+    if not shapes:
+        return ({},)
+    return (shapes,) if isinstance(shapes, Mapping) else tuple(shapes)
+
+
 def compile_for(
     run: Run, prepared: Prepared, target: tuple[Plugin, str], build: Build, output: Path
 ) -> CompiledBundle:
@@ -119,7 +155,10 @@ def compile_for(
     Raises UsageError and OutputError: those are the user's to mend, for all targets alike.
     """
     plugin, device = target
-    name = f"{plugin.name}-{device}-{build.precision}"
+    # the arguments of a device (`hetero:gpu,cpu`) have signs that are none of a file's name
+    name = f"{plugin.name}-{re.sub('[^a-z0-9_.]+', '-', device)}-{build.precision}"
+    if build.hardware is not None:
+        name += f"-{build.hardware.name}"
 
     def work() -> dict[str, Any]:
         started = time.monotonic()
@@ -180,13 +219,48 @@ class _Building:
         payload = scratch / f"payload-{folder.name}"
         _make_empty(payload)
         try:
-            result = self._compile(payload)
+            result, pairs = self._built(payload)
         except BaseException:
             _make_empty(payload)  # as `reproduce.sh` must find it
             raise
-        pairs = self.prepared.pairs_for(result.signature)
-        parity = self._prove(payload, result, pairs) if self.prepared.checks.enabled else ()
-        manifest = Manifest(
+        manifest = self._manifest(result)
+        parity: tuple[OutputParity, ...] = ()
+        if self.prepared.checks.enabled:
+            try:
+                check_machine(manifest)
+                parity = self._prove(payload, result, pairs)
+            except UnavailableError as error:
+                if self.build.hardware is None:
+                    raise
+                manifest = replace(manifest, notes=(*manifest.notes, self._unproven(error)))
+        written = write_bundle(
+            folder, manifest, payload, [pair for _, pair in pairs[: max(3, len(self.build.shapes))]]
+        )
+        shutil.rmtree(payload, ignore_errors=True)
+        return CompiledBundle(
+            target=self.plugin.name,
+            device=self.device,
+            precision=self.build.precision,
+            outcome=Outcome(kind="ok"),
+            folder=str(folder),
+            size_bytes=payload_bytes(written),
+            notes=manifest.notes,
+            parity=parity,
+        )
+
+    def _unproven(self, error: UnavailableError) -> str:
+        """Say that the payload could not be run here, where that was to be expected."""
+        note = f"not proven here ({error.message}): `deploykit verify` proves it where it lands"
+        self.conditions.listen(
+            Event(kind="note", step=f"verify {self.label}", message=f"{self.label}: {note}")
+        )
+        return note
+
+    def _manifest(self, result: CompileResult) -> Manifest:
+        """Return what is known of the bundle before its files are hashed."""
+        hardware = self.build.hardware
+        machine = hardware.architecture if hardware else platform.machine()
+        return Manifest(
             deploykit=__version__,
             signature=result.signature,
             target=self.plugin.name,
@@ -196,25 +270,37 @@ class _Building:
             settings=result.settings,
             notes=result.notes,
             versions=result.versions,
-            machine=platform.machine(),
+            machine=ANY if result.portable else machine,
+            system=ANY if result.portable else platform.system(),
             cpu_flags=result.cpu_flags,
+            hardware=hardware.name if hardware else "",
             tolerance=self.tolerance,
             provenance=self.prepared.provenance(),
         )
-        written = write_bundle(folder, manifest, payload, [pair for _, pair in pairs[:3]])
-        shutil.rmtree(payload, ignore_errors=True)
-        return CompiledBundle(
-            target=self.plugin.name,
-            device=self.device,
-            precision=self.build.precision,
-            outcome=Outcome(kind="ok"),
-            folder=str(folder),
-            size_bytes=payload_bytes(written),
-            notes=result.notes,
-            parity=parity,
-        )
 
-    def _compile(self, payload: Path) -> CompileResult:
+    def _built(self, payload: Path) -> tuple[CompileResult, list[tuple[Case, Pair]]]:
+        """Write the payload, a model for each set of sizes, and return the pairs that it can take."""
+        if self.build.hardware is not None and not self.plugin.cross:
+            raise UnsupportedError(
+                f"target {self.plugin.name} compiles only for the machine that it runs on, "
+                f"not for {self.build.hardware.name}",
+                hint="compile it there, or take another target",
+            )
+        if len(self.build.shapes) == 1:
+            result = self._compile(payload, self.build.shapes[0])
+            return result, self.prepared.pairs_for(result.signature)
+        results = {}
+        for number, shapes in enumerate(self.build.shapes):
+            folder = payload / str(number)
+            folder.mkdir()
+            results[folder.name] = self._compile(folder, shapes)
+        write_buckets(payload, results)
+        pairs = [self.prepared.pairs_for(result.signature) for result in results.values()]
+        # the first of each size come first: those are kept as golden pairs
+        mixed = [pair for row in zip_longest(*pairs) for pair in row if pair is not None]
+        return merged(tuple(results.values())), mixed
+
+    def _compile(self, payload: Path, shapes: Mapping[str, tuple[int, ...]]) -> CompileResult:
         """Let the target write its payload, in a worker."""
         request = CompileRequest(
             model=str(self.prepared.onnx),
@@ -224,7 +310,8 @@ class _Building:
             precision=self.build.precision,
             threads=self.conditions.threads,
             settings=settings_for(self.plugin, self.build.settings),
-            shapes=dict(self.build.shapes),
+            shapes=dict(shapes),
+            hardware=self.build.hardware,
         )
         step = f"compile for {self.label}"
         with announced(step, self.conditions), self._worker() as worker:

@@ -18,6 +18,7 @@ from deploykit.home import home
 from deploykit.plugins import Plugin, survey
 from deploykit.protocol import Availability, to_json
 from deploykit.requirements import canonical, unmet
+from deploykit.system_libraries import missing_libraries
 
 _PROBE_S = 120.0
 NOT_MADE = "environment not made yet: made on first use"
@@ -163,6 +164,9 @@ def _devices(plugin: Plugin, python: Path, listen: Listener) -> tuple[DeviceFind
 def _unmade(plugin: Plugin) -> tuple[DeviceFinding, ...]:
     from deploykit.installing import find_python, find_uv
 
+    missing = missing_libraries(plugin)
+    if missing:
+        return _all_devices(plugin, runs=False, detail=missing)
     try:
         find_python(plugin.requires_python, uv=find_uv())
     except InstallError as error:

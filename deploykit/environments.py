@@ -26,6 +26,7 @@ from deploykit.events import Event, Listener, silent
 from deploykit.home import home
 from deploykit.plugins import Plugin, survey
 from deploykit.requirements import canonical, unmet, unmet_in
+from deploykit.system_libraries import missing_libraries
 
 STATE_FILE = "deploykit.json"
 _SCHEMA = 1
@@ -91,14 +92,19 @@ class Environment:
 def interpreter(plugin: Plugin, *, install: bool = True, listen: Listener = silent) -> Path:
     """Return a Python that has what `plugin` needs: this one where it does, else a managed one.
 
-    Raises UnavailableError where there is none and `install` is False, InstallError where it
-    cannot be made.
+    Raises UnavailableError where there is none and `install` is False, or where the system lacks a
+    library that it declares; InstallError where it cannot be made.
     """
     if not unmet(plugin):
         return Path(sys.executable)
     ready = lookup(plugin)
     if ready is not None:
         return ready.python
+    missing = missing_libraries(plugin)
+    if missing:
+        raise UnavailableError(
+            f"{plugin} cannot run here: {missing}", hint="install what is named; then it is made"
+        )
     if not install:
         raise UnavailableError(
             f"the environment of {plugin} is not made yet, and installing is not allowed",
@@ -111,7 +117,7 @@ def can_have(plugin: Plugin, *, install: bool = True) -> bool:
     """Return whether `interpreter(plugin, install=install)` has a chance here, without trying."""
     if not unmet(plugin) or lookup(plugin) is not None:
         return True
-    if not install:
+    if not install or missing_libraries(plugin):
         return False
     from deploykit.installing import find_python, find_uv
 

@@ -23,6 +23,8 @@ MANIFEST_SCHEMA = 1
 """Of the manifest. A change that an older reader would misunderstand takes the next number."""
 
 MANIFEST = "manifest.json"
+ANY = "any"
+"""Machine or system of a payload that runs wherever its runtime does."""
 FOLDERS = ("payload", "golden")
 """Where the files of a bundle lie."""
 REBUILD = "the bundle is damaged: copy or compile it again"
@@ -63,8 +65,9 @@ class Manifest:
 
     `settings`, `notes` and `versions` are what the target's `compile` reported. `machine` and
     `system` are the architecture and operating system that the payload needs, in the kernel's words
-    (`x86_64`, `Linux`); `cpu_flags` the instruction sets, where it was compiled for them. `golden`
-    names the files of the pairs; `files` has every file but the manifest itself.
+    (`x86_64`, `Linux`), or `any`; `cpu_flags` the instruction sets, where it was compiled for them.
+    `hardware` names the profile that it was compiled for. `golden` names the files of the pairs;
+    `files` has every file but the manifest itself.
     """
 
     schema: int = MANIFEST_SCHEMA
@@ -80,6 +83,7 @@ class Manifest:
     machine: str
     system: str = field(default_factory=platform.system)
     cpu_flags: tuple[str, ...] = ()
+    hardware: str = ""
     tolerance: Tolerance
     provenance: Provenance
     golden: tuple[str, ...] = ()
@@ -176,9 +180,9 @@ def check_machine(manifest: Manifest) -> None:
     """
     missing = []
     here = platform.system()
-    if manifest.system != here:
+    if manifest.system not in (ANY, here):
         missing.append(f"the system {manifest.system} (this is {here})")
-    if manifest.machine != processor.architecture():
+    if manifest.machine not in (ANY, processor.architecture()):
         missing.append(f"the architecture {manifest.machine} (this is {processor.architecture()})")
     elif flags := processor.instruction_sets():
         absent = sorted(set(manifest.cpu_flags) - flags)

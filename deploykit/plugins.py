@@ -2,8 +2,11 @@
 
 A block is the plugin's declaration (https://peps.python.org/pep-0723/): what it needs, and in
 `[tool.deploykit]` what it is. Fields: `summary`, `functions`, `formats` (converters), `devices`
-(targets, the first is the default), optionally `name`, `settings` and
-`newest_opset` (targets: the newest ONNX opset that is known to load and compute right).
+(targets, the first is the default; `hetero:*` is one that takes arguments, as `hetero:gpu,cpu`),
+optionally `name`, `settings`, `libraries` (of the system, each with what brings it: `libcuda.so.1`),
+`newest_opset` (targets: the newest ONNX opset that is known to load and compute right), `cross`
+(targets: true where it compiles for other machines than its own) and `compiler` (converters: the
+framework's own compiler, which `reference` uses when asked for it).
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -24,11 +27,23 @@ FUNCTIONS = {
 }
 """Kind of plugin to the functions that the protocol knows for it."""
 
-_FIELDS = ("name", "summary", "formats", "devices", "functions", "settings", "newest_opset")
+_FIELDS = (
+    "name",
+    "summary",
+    "formats",
+    "devices",
+    "functions",
+    "settings",
+    "libraries",
+    "newest_opset",
+    "cross",
+    "compiler",
+)
 _BLOCK = re.compile(
     r"^# /// (?P<type>[a-zA-Z0-9-]+)$\s(?P<content>(^#(| .*)$\s)+)^# ///$", re.MULTILINE
 )
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
+_ARGUMENTS = re.compile(r"[a-z0-9][a-z0-9_.,:-]*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +63,9 @@ class Plugin:
     settings: dict[str, str]
     newest_opset: int | None
     block: str
+    libraries: dict[str, str] = field(default_factory=dict)
+    cross: bool = False
+    compiler: str = ""
 
     def __str__(self) -> str:
         return f"{self.kind} {self.name}"
@@ -134,7 +152,10 @@ def read_plugin(path: Path, *, kind: str) -> Plugin:
         dependencies=_dependencies(data, path),
         settings=fields.table("settings"),
         newest_opset=fields.number("newest_opset"),
+        libraries=fields.table("libraries"),
         block=block,
+        cross=fields.flag("cross"),
+        compiler=fields.text("compiler") if "compiler" in fields.values else "",
     )
     if not _NAME.fullmatch(plugin.name):
         raise UsageError(f"`{path}`: the name {plugin.name!r} is not of [a-z0-9_.-]")
@@ -194,18 +215,31 @@ def target(name: str) -> Plugin:
 def parse_target(text: str) -> tuple[Plugin, str]:
     """Return target and device of `onnxruntime` (its default device) or `onnxruntime:cpu`.
 
-    Raises UsageError where the target or its device is unknown.
+    A device declared as `hetero:*` takes arguments: `openvino:hetero:gpu,cpu`. Raises UsageError
+    where the target or its device is unknown.
     """
     name, colon, device = text.partition(":")
     plugin = target(name)
     if not colon:
         return plugin, plugin.devices[0]
-    if device not in plugin.devices:
+    if not any(_is_device(device, declared) for declared in plugin.devices):
         raise UsageError(
             f"target `{name}` has no device `{device}`{_meant(device, plugin.devices)}",
             hint=f"devices of `{name}`: {', '.join(plugin.devices)}",
         )
     return plugin, device
+
+
+def takes_arguments(device: str) -> bool:
+    """Whether the declared `device` stands for many, and has to be completed to be used."""
+    return device.endswith(":*")
+
+
+def _is_device(device: str, declared: str) -> bool:
+    if not takes_arguments(declared):
+        return device == declared
+    family = declared.removesuffix("*")
+    return device.startswith(family) and bool(_ARGUMENTS.fullmatch(device.removeprefix(family)))
 
 
 def find(name: str) -> Plugin:
@@ -318,6 +352,12 @@ class _Fields:
         value = self.values.get(name)
         if value is not None and (not isinstance(value, int) or not 0 < value < 100):
             raise UsageError(f"{self.where}: `{name}` is no number of 1 to 99")
+        return value
+
+    def flag(self, name: str) -> bool:
+        value = self.values.get(name, False)
+        if not isinstance(value, bool):
+            raise UsageError(f"{self.where}: `{name}` is neither true nor false")
         return value
 
     def table(self, name: str) -> dict[str, str]:

@@ -29,23 +29,28 @@ def feed_of_model(
     """Return the build with the sizes that are asked for, and the inputs of every measurement.
 
     Without a batch or shapes the bundles stay dynamic, and are measured at the smallest sizes that
-    the source accepts. Raises UsageError for sizes that the model does not have.
+    the source accepts; of several sets of sizes the first is measured. Raises UsageError for sizes
+    that the model does not have.
     """
+    shapes = build.shapes[0]
     inputs = prepared.conversion.signature.inputs
     # the targets check it too, but nobody else does for the source framework alone
-    fixed = fixed_inputs(inputs, build.shapes)
+    fixed = fixed_inputs(inputs, shapes)
     feed: Feed = prepared.pairs[0][1][0] if prepared.pairs else make_feed(inputs, seed=seed)
-    sizes = {name: tuple(array.shape) for name, array in feed.items()} | dict(build.shapes)
+    sizes = {name: tuple(array.shape) for name, array in feed.items()} | dict(shapes)
     if batch is not None:
+        if len(build.shapes) > 1:
+            raise UsageError("`--batch` and several shapes of an input exclude each other")
         names = _batched(fixed, batch, prepared.model.name)
         batched = {name: (batch, *sizes[name][1:]) for name in names}
-        build = replace(build, shapes={**build.shapes, **batched})
+        shapes = {**shapes, **batched}
+        build = replace(build, shapes=(shapes,))
         sizes |= batched
-    if not build.shapes:
+    if not shapes:
         return build, feed
     whole = tuple(
         replace(spec, shape=_filled(spec, sizes[spec.name]))
-        for spec in fixed_inputs(inputs, build.shapes)  # an axis fixed in one input is in all
+        for spec in fixed_inputs(inputs, shapes)  # an axis fixed in one input is in all
     )
     return build, make_feed(whole, seed=seed, bounds=index_bounds(prepared.onnx))
 

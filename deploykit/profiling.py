@@ -4,22 +4,39 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploykit import __version__, environments, report
+from deploykit.agreement import agree, worst_by_output
 from deploykit.bundle import Manifest, check_files, read_manifest
-from deploykit.compilation import Build, CompiledBundle, compile_for, payload_bytes, prepare_folder
-from deploykit.errors import BundleError, DeploykitError, OutputError, UsageError
+from deploykit.compilation import (
+    Build,
+    CompiledBundle,
+    Shapes,
+    buckets,
+    compile_for,
+    payload_bytes,
+    prepare_folder,
+)
+from deploykit.conversion import announced
+from deploykit.errors import (
+    BundleError,
+    DeploykitError,
+    OutputError,
+    UnsupportedError,
+    UsageError,
+)
 from deploykit.feeds import check_feed
 from deploykit.machine import fingerprint, usable_cores
 from deploykit.measuring import Contender, measure
 from deploykit.opening import open_bundle
 from deploykit.options import Checks, Conditions, SourceOptions
 from deploykit.outcomes import outcome_of
+from deploykit.parity import default_tolerance
 from deploykit.prepared import Prepared
 from deploykit.profile_feed import feed_of_bundle, feed_of_model
 from deploykit.protocol import ReferenceRequest, to_json
@@ -38,8 +55,8 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
     Feed = Mapping[str, Array]
 
-NATIVE = "native"
-"""The word for the source framework itself among the targets."""
+NATIVE, COMPILED = "native", "native:compiled"
+"""The words among the targets for the source framework itself, and for it with its own compiler."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +77,7 @@ def profile(
     bundle_folder: str | Path | None = None,
     precision: str = "fp32",
     settings: Mapping[str, str] | None = None,
-    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    shapes: Shapes = None,
     load: Load = Load(),
     source: SourceOptions = SourceOptions(),
     checks: Checks = Checks(),
@@ -69,8 +86,8 @@ def profile(
 ) -> Report:
     """Measure `model` on `targets` and finished `bundles`, side by side, and return the report.
 
-    `targets` are names as for `compile`, and `native` for the source framework itself; none given
-    means native and all. All get the same inputs and the same number of threads (every core this
+    `targets` are names as for `compile`, `native` for the source framework itself, and
+    `native:compiled` for it with its own compiler; none given means native and all. All get the same inputs and the same number of threads (every core this
     process may use, unless `conditions` says). The report goes to the file `output`, the bundles to
     `bundle_folder` (beside the report, unless named; nowhere where there is neither). A contender
     that fails is a measurement with its outcome; the others go on.
@@ -88,7 +105,7 @@ def profile(
     if output is not None:
         _check_output(Path(output))
     conditions = replace(conditions, threads=conditions.threads or usable_cores())
-    build = Build(precision=precision, settings=settings or {}, shapes=shapes or {})
+    build = Build(precision=precision, settings=settings or {}, shapes=buckets(shapes))
     with contextlib.ExitStack() as stack:
         entries: list[Contender | Measurement] = []
         about: dict[str, Any] = {}
@@ -106,8 +123,8 @@ def profile(
             build, feed = feed_of_model(prepared, build, batch=load.batch, seed=load.seed)
             about = {**to_json(prepared.provenance()), "location": source_model.source.location}
             for target in chosen:
-                if target is None:
-                    entries.append(_native(prepared, feed, load))
+                if isinstance(target, str):
+                    entries.append(_native(prepared, feed, load, compiled=target == COMPILED))
                 else:
                     compiled = compile_for(run, prepared, target, build, folder)
                     asked_for = settings_for(target[0], build.settings)
@@ -134,20 +151,29 @@ def profile(
     return made
 
 
-def _targets(names: Sequence[str], conditions: Conditions) -> list[tuple[Plugin, str] | None]:
-    """Return the targets asked for in order, each once; None stands for the source framework."""
-    found: list[tuple[Plugin, str] | None] = []
+def _targets(names: Sequence[str], conditions: Conditions) -> list[tuple[Plugin, str] | str]:
+    """Return the targets asked for in order, each once; the words for the source framework as such."""
+    found: list[tuple[Plugin, str] | str] = []
     for name in names or (NATIVE, "all"):
-        native: list[tuple[Plugin, str] | None] = [None]
-        more = native if name == NATIVE else choose_targets([name], conditions)
+        if name.startswith(f"{NATIVE}:") and name != COMPILED:
+            raise UsageError(
+                f"`{name}` is unknown", hint=f"the source framework is `{NATIVE}` or `{COMPILED}`"
+            )
+        native = name in (NATIVE, COMPILED)
+        more: Sequence[tuple[Plugin, str] | str] = (
+            [name] if native else choose_targets([name], conditions)
+        )
         found += [target for target in more if target not in found]
     return found
 
 
-def _native(prepared: Prepared, feed: Feed, load: Load) -> Contender:
-    """Return the source framework itself as a contender."""
+def _native(
+    prepared: Prepared, feed: Feed, load: Load, *, compiled: bool
+) -> Contender | Measurement:
+    """Return the source framework itself as a contender; with its own compiler only once proven."""
     model = prepared.model
     conditions = model.conditions
+    compiler = model.plugin.compiler if compiled else ""
 
     def start() -> tuple[Worker, OpenSession]:
         worker = Worker(
@@ -159,23 +185,60 @@ def _native(prepared: Prepared, feed: Feed, load: Load) -> Contender:
             threads=conditions.threads,
         )
         try:
-            request = ReferenceRequest(source=model.source, threads=conditions.threads)
+            request = ReferenceRequest(
+                source=model.source, threads=conditions.threads, compiled=compiled
+            )
             return worker, worker.open(request)
         except BaseException:
             worker.close()
             raise
 
+    settings = {"compiler": compiler} if compiler else {}
+    parity = None
+    if compiled:
+        try:
+            parity = _proven(prepared, start)
+        except DeploykitError as error:
+            return Measurement.failed(
+                target=NATIVE,
+                device="cpu",
+                precision="fp32",
+                outcome=outcome_of(error),
+                settings=settings,
+            )
     return Contender(
-        label=f"{NATIVE} {model.inspection.framework}",
+        label=f"{NATIVE} {compiler or model.inspection.framework}",
         target=NATIVE,
         device="cpu",
         precision="fp32",
         open=start,
         feed=feed,
+        settings=settings,
         size_bytes=sum(model.inspection.files.values()),
         items_per_run=load.batch or 1,
+        parity=parity,
         versions=prepared.conversion.versions,
     )
+
+
+def _proven(
+    prepared: Prepared, start: Callable[[], tuple[Worker, OpenSession]]
+) -> ParitySummary | None:
+    """Compare the compiled framework with itself as it is. Raises MismatchError where it differs."""
+    plugin = prepared.model.plugin
+    if not plugin.compiler:
+        raise UnsupportedError(
+            f"{plugin} has no compiler of its own", hint=f"measure the framework as `{NATIVE}`"
+        )
+    if not prepared.pairs:
+        return None
+    label = f"verify {plugin.compiler}"
+    with announced(label, prepared.model.conditions):
+        worker, session = start()
+        with worker:
+            tolerance = prepared.checks.tolerance or default_tolerance("fp32")
+            found = agree(prepared.pairs, session, what=plugin.compiler, tolerance=tolerance)
+    return ParitySummary.of(worst_by_output(found.cases))
 
 
 def _compiled(

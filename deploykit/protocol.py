@@ -123,10 +123,15 @@ class ConvertResult:
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceRequest:
-    """Load the source model in its own framework; `threads` None leaves the framework's default."""
+    """Load the source model in its own framework; `threads` None leaves the framework's default.
+
+    `compiled` asks for the framework's own compiler (torch.compile, XLA), which a converter that has
+    one names in its block.
+    """
 
     source: Source
     threads: int | None = None
+    compiled: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +193,8 @@ class CompileResult:
 
     `settings` are those in force, defaults included; `notes` what the user must know (a build
     without tuning, a precision the device does not have). `cpu_flags` are the instruction sets, in
-    the kernel's words, that the payload was compiled for and cannot run without.
+    the kernel's words, that the payload was compiled for and cannot run without. `portable` says
+    that the payload is data for the runtime, good on every machine that has the runtime.
     """
 
     signature: Signature
@@ -196,6 +202,7 @@ class CompileResult:
     versions: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     cpu_flags: tuple[str, ...] = ()
+    portable: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

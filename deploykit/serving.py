@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploykit import errors, progress, protocol
+from deploykit.buckets import load_payload
 from deploykit.frames import frame_of
 from deploykit.tensors import read_tensors, write_tensors
 
@@ -180,7 +181,8 @@ class Server:
         progress.phase("loading")
         self._importing_ns, self._import_begun = 0, None
         begun = time.perf_counter_ns()
-        session: Session = function(argument)
+        loads = isinstance(argument, protocol.LoadRequest)
+        session: Session = load_payload(function, argument) if loads else function(argument)
         ended = time.perf_counter_ns()
         self._models[request["id"]] = OpenModel(session)
         signature = protocol.Signature(inputs=tuple(session.inputs), outputs=tuple(session.outputs))

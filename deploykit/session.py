@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from deploykit import plugins, telemetry
+from deploykit.buckets import load_payload
 from deploykit.errors import DeploykitError, PluginError, StepError, UnavailableError, UsageError
 from deploykit.events import Listener, silent
 from deploykit.feeds import QuickCheck
@@ -195,7 +196,7 @@ class _InProcess:
         telemetry.switch_off()
         try:
             module = importlib.import_module(plugin.module)
-            session: Session = module.load(request)
+            session: Session = load_payload(module.load, request)
         except Exception as error:
             raise _foreseen(error, "loading") from error
         # straight to the runtime's: every call between costs

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from deploykit.options import Conditions
     from deploykit.plugins import Plugin
 
-PRECISIONS = ("fp32", "fp16", "bf16")
+PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8")
 
 
 def choose_targets(names: Sequence[str], conditions: Conditions) -> list[tuple[Plugin, str]]:
@@ -50,6 +50,8 @@ def available_targets(conditions: Conditions) -> list[tuple[Plugin, str]]:
         except DeploykitError as error:
             devices = (Availability(device="*", available=False, detail=error.message),)
         for device in devices:
+            if plugins.takes_arguments(device.device):
+                continue  # only the user knows which
             if device.available:
                 found.append((plugin, device.device))
             else:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from deploykit.errors import UnsupportedError, UsageError
@@ -142,6 +142,29 @@ def parse_shape(text: str) -> tuple[str, tuple[int, ...]]:
         if not _WHOLE.fullmatch(word):
             raise UsageError(f"the shape `{text}` has a size `{word}`", hint=hint)
     return match["name"].strip(), tuple(int(word) for word in words)
+
+
+def parse_shapes(texts: Sequence[str]) -> tuple[dict[str, tuple[int, ...]], ...]:
+    """Return the sizes of inputs that `texts` write, once for each set of sizes (a bucket).
+
+    An input that is written several times has one size in each bucket, in that order; one that is
+    written once has it in all. Raises UsageError where inputs disagree on how many there are.
+    """
+    found: dict[str, list[tuple[int, ...]]] = {}
+    for text in texts:
+        name, sizes = parse_shape(text)
+        found.setdefault(name, []).append(sizes)
+    count = max((len(sizes) for sizes in found.values()), default=1)
+    for name, several in found.items():
+        if len(several) not in (1, count):
+            raise UsageError(
+                f"input `{name}` has {len(several)} shapes, and another has {count}",
+                hint="give every input as many shapes, or one that holds for all",
+            )
+    return tuple(
+        {name: several[number % len(several)] for name, several in found.items()}
+        for number in range(count)
+    )
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:

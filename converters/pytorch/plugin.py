@@ -13,6 +13,7 @@
 #     "pytorch/state_dict",
 # ]
 # functions = ["inspect", "convert", "reference"]
+# compiler = "torch.compile"
 #
 # [tool.deploykit.settings]
 # module = "weights alone: the python code of the network, `FILE.py:callable`; it may return (module, example_inputs)"
@@ -25,10 +26,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
+import shutil
 from collections.abc import Mapping
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from deploykit.errors import UnavailableError, UnsupportedError
 from deploykit.onnx_file import opset_of
 from deploykit.progress import phase
 from deploykit.protocol import (
@@ -42,6 +47,7 @@ from deploykit.protocol import (
 
 if TYPE_CHECKING:
     import numpy as np
+    from deploykit._plugins.converters.pytorch.program import Program
 
     Array = np.ndarray[Any, Any]
 
@@ -77,13 +83,33 @@ def convert(request: ConvertRequest) -> ConvertResult:
 
 
 def reference(request: ReferenceRequest) -> TorchSession:
-    """Return the model in PyTorch itself, without gradients, in evaluation mode."""
+    """Return the model in PyTorch itself, without gradients, in evaluation mode.
+
+    Raises UnsupportedError, UnavailableError where torch.compile is asked for and cannot take the
+    model or finds no C++ compiler.
+    """
     import torch
     from deploykit._plugins.converters.pytorch.loading import load
 
     if request.threads is not None:
         torch.set_num_threads(request.threads)
-    return TorchSession(load(request.source))
+    program = load(request.source)
+    return TorchSession(_compiled(program) if request.compiled else program)
+
+
+def _compiled(program: Program) -> Program:
+    """Return the program as torch.compile makes it; the work is done at the first call."""
+    import torch
+
+    if program.kind == "script":
+        raise UnsupportedError("torch.compile takes no TorchScript", hint="measure it as `native`")
+    if not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")):
+        raise UnavailableError(
+            "torch.compile makes its code with a C++ compiler, and there is none",
+            hint="install g++ or clang++",
+        )
+    phase("torch.compile")
+    return dataclasses.replace(program, function=torch.compile(program.function))
 
 
 class TorchSession:

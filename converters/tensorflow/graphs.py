@@ -7,6 +7,7 @@ SavedModels whose Keras objects (optimizer slots, custom layers) today's TensorF
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,14 +58,16 @@ class Graph:
         )
 
 
-def open_graph(source: Source, threads: int | None = None) -> Graph:
-    """Load the model of `source`.
+def open_graph(source: Source, threads: int | None = None, *, compiled: bool = False) -> Graph:
+    """Load the model of `source`; `compiled` lets XLA compile it, at the first call.
 
     Raises SourceError where it cannot be read, UnsupportedError where this TensorFlow lacks one of
     its operators or ONNX has no form for what it does (random numbers, decoding text), UsageError
     where settings or `--input` name what is not in it.
     """
     phase("importing tensorflow")
+    if compiled:  # read when TensorFlow is imported; without it XLA leaves processors out
+        os.environ["TF_XLA_FLAGS"] = "--tf_xla_cpu_global_jit"
     import tensorflow as tf
     from deploykit._plugins.converters.tensorflow import graph_files, saved_models
 
@@ -74,6 +77,9 @@ def open_graph(source: Source, threads: int | None = None) -> Graph:
     if threads is not None:
         config.intra_op_parallelism_threads = threads
         config.inter_op_parallelism_threads = 1
+    if compiled:
+        optimizer = config.graph_options.optimizer_options
+        optimizer.global_jit_level = tf.compat.v1.OptimizerOptions.ON_1
     session = tf.compat.v1.Session(graph=tf.Graph(), config=config)
     try:
         with session.graph.as_default():

@@ -7,6 +7,7 @@
 # summary = "TensorFlow SavedModel (1 and 2), frozen GraphDef, checkpoint with graph"
 # formats = ["tensorflow/saved_model", "tensorflow/graph_def", "tensorflow/checkpoint"]
 # functions = ["inspect", "convert", "reference"]
+# compiler = "XLA"
 #
 # [tool.deploykit.settings]
 # signature = "SavedModel: which signature to convert (default: serving_default)"
@@ -78,10 +79,11 @@ def convert(request: ConvertRequest) -> ConvertResult:
 
 
 def reference(request: ReferenceRequest) -> Session:
-    """Return the model in TensorFlow itself."""
+    """Return the model in TensorFlow itself, compiled by XLA where that is asked for."""
     from deploykit._plugins.converters.tensorflow import graphs
 
-    return GraphSession(graphs.open_graph(request.source, request.threads))
+    graph = graphs.open_graph(request.source, request.threads, compiled=request.compiled)
+    return GraphSession(graph)
 
 
 class GraphSession:

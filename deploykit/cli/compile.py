@@ -41,7 +41,7 @@ from deploykit.cli.options import (
     type=click.Path(path_type=Path, file_okay=False),
     help="The folder for the bundles, one each: TARGET-DEVICE-PRECISION.",
 )
-@click.option("--precision", default="fp32", show_default=True, metavar="fp32|fp16|bf16")
+@click.option("--precision", default="fp32", show_default=True, metavar="fp32|tf32|fp16|bf16|int8")
 @click.option(
     "--shape", "shapes", multiple=True, metavar="NAME=1x3x224x224", help="Fix a dynamic input."
 )
@@ -74,7 +74,7 @@ def command(
     """
     from deploykit.cli.tables import bundle_table
     from deploykit.compilation import compile
-    from deploykit.tensor_spec import parse_shape
+    from deploykit.tensor_spec import parse_shapes
 
     for_targets = parse_settings(settings)
     for_converter = converter_settings(for_targets)
@@ -84,7 +84,7 @@ def command(
         output,
         precision=precision,
         settings=for_targets,
-        shapes=dict(parse_shape(text) for text in shapes),
+        shapes=parse_shapes(shapes),
         source=source_from(values, for_converter),
         checks=checks_from(values),
         conditions=conditions_from(values),

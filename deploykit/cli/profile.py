@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     "targets",
     multiple=True,
     metavar="TARGET[:DEVICE]",
-    help="A target, several, `all`, or `native` (the source framework).  [default: native, all]",
+    help="A target, several, `all`, `native` (the source framework) or `native:compiled` (by its own compiler).  [default: native, all]",
 )
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="Write the report to this JSON file."
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     help="Seconds for each contender, at most; it ends earlier when the figures are sure.",
 )
 @click.option("--seed", default=0, show_default=True, help="Of the order of rounds.")
-@click.option("--precision", default="fp32", show_default=True, metavar="fp32|fp16|bf16")
+@click.option("--precision", default="fp32", show_default=True, metavar="fp32|tf32|fp16|bf16|int8")
 @click.option(
     "--shape", "shapes", multiple=True, metavar="NAME=1x3x224x224", help="Fix a dynamic input."
 )
@@ -95,7 +95,7 @@ def command(
     """
     from deploykit.manifest import MANIFEST
     from deploykit.profiling import Load, profile
-    from deploykit.tensor_spec import parse_shape
+    from deploykit.tensor_spec import parse_shapes
 
     bundles = [name for name in models if (Path(name) / MANIFEST).is_file()]
     others = [name for name in models if name not in bundles]
@@ -114,7 +114,7 @@ def command(
         bundle_folder=bundle_folder,
         precision=precision,
         settings=for_targets,
-        shapes=dict(parse_shape(text) for text in shapes),
+        shapes=parse_shapes(shapes),
         load=Load(batch=batch, duration_s=duration, seed=seed),
         source=source_from(values, for_converter),
         checks=checks_from(values),

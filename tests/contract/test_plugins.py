@@ -25,12 +25,14 @@ ARGUMENTS = {
     "probe": [],
     "compile": ["CompileRequest"],
     "load": ["LoadRequest"],
+    "operators": ["OperatorsRequest"],
 }
 RESULTS = {
     "inspect": "Signature",
     "convert": "ConvertResult",
     "probe": "tuple[Availability, ...]",
     "compile": "CompileResult",
+    "operators": "tuple[OperatorRun, ...]",
 }
 
 # Only the standard library and deploykit may be imported: as if nothing else were installed.
@@ -155,5 +157,6 @@ def test_its_formats_are_its_own(plugin: Plugin) -> None:
 @pytest.mark.parametrize("plugin", [p for p in PLUGINS if p.kind == "target"], ids=str)
 def test_its_devices_can_be_named(plugin: Plugin) -> None:
     assert plugins.parse_target(plugin.name) == (plugin, plugin.devices[0])
-    for device in plugin.devices:
+    for declared in plugin.devices:
+        device = declared.replace("*", plugin.devices[0])
         assert plugins.parse_target(f"{plugin.name}:{device}") == (plugin, device)

@@ -14,6 +14,8 @@ from deploykit import errors
 from deploykit.bundle import check_files, golden, read_manifest
 from deploykit.errors import UsageError
 from deploykit.events import Event
+from deploykit.processor import architecture
+from deploykit.protocol import Hardware
 from deploykit.tensors import write_tensors
 
 
@@ -54,7 +56,7 @@ FAILURES = {
 def test_each_failure_is_one_outcome_and_the_others_go_on(
     small_onnx: Path, odd_plugins: Path, tmp_path: Path
 ) -> None:
-    limits = dk.Limits(timeout_s=4, memory_bytes=1 << 30)
+    limits = dk.Limits(timeout_s=4, memory_bytes=1 << 29)
     compilation = compile(
         small_onnx, tmp_path, *FAILURES, "cpu", conditions=dk.Conditions(limits=limits)
     )
@@ -207,3 +209,55 @@ def test_a_bundle_is_replaced_and_anything_else_is_not(
             checks=dk.Checks(enabled=False),
         )
     assert read_manifest(folder).settings == {"colour": "green"}
+
+
+# --- for other machines
+
+FOREIGN = Hardware(name="far-board", triple="riscv64-linux-gnu", cores=4)
+
+
+def test_what_is_compiled_for_another_machine_is_proven_there(
+    small_onnx: Path, odd_plugins: Path, tmp_path: Path
+) -> None:
+    made = dk.compile(small_onnx, ["odd", "onnxruntime"], tmp_path, hardware=FOREIGN)
+    bundle, host_only = made.bundles
+    assert bundle.outcome.kind == "ok"
+    assert bundle.folder == str(tmp_path / "odd-cpu-fp32-far-board")
+    assert bundle.parity == ()
+    assert any("not proven here" in note and "riscv64" in note for note in bundle.notes)
+    manifest = read_manifest(bundle.folder)
+    assert (manifest.machine, manifest.hardware) == ("riscv64", "far-board")
+    assert len(golden(bundle.folder, manifest)) == 3
+    with pytest.raises(errors.UnavailableError, match="riscv64"):
+        dk.verify(bundle.folder)
+    assert host_only.outcome.kind == "unsupported"
+    assert "far-board" in host_only.outcome.detail
+
+
+def test_hardware_that_this_machine_can_stand_for_is_proven_here(
+    small_onnx: Path, odd_plugins: Path, tmp_path: Path
+) -> None:
+    here = Hardware(name="a-twin", triple=f"{architecture()}-linux-gnu")
+    (bundle,) = dk.compile(small_onnx, ["odd"], tmp_path, hardware=here).bundles
+    assert bundle.parity
+    assert not any("not proven" in note for note in bundle.notes)
+    (wrong,) = dk.compile(small_onnx, ["odd:wrong"], tmp_path, hardware=here).bundles
+    assert wrong.outcome.kind == "wrong"
+    away = {"odd.colour": "elsewhere"}
+    (unproven,) = dk.compile(small_onnx, ["odd"], tmp_path, hardware=here, settings=away).bundles
+    assert any("not proven here" in note for note in unproven.notes)
+    # without hardware named, a payload that cannot be loaded here is a failure
+    (failed,) = dk.compile(small_onnx, ["odd"], tmp_path, settings=away).bundles
+    assert failed.outcome.kind == "skipped"
+
+
+def test_a_portable_payload_belongs_to_no_machine(
+    small_onnx: Path, odd_plugins: Path, tmp_path: Path
+) -> None:
+    settings = {"odd.colour": "any"}
+    made = dk.compile(small_onnx, ["odd"], tmp_path, hardware=FOREIGN, settings=settings)
+    (bundle,) = made.bundles
+    assert bundle.parity, "it runs here too, so it is proven here"
+    manifest = read_manifest(bundle.folder or "")
+    assert (manifest.machine, manifest.system) == ("any", "any")
+    assert dk.verify(bundle.folder or "").cases == 3

@@ -11,6 +11,7 @@ import pytest
 
 from deploykit import environments, plugins
 from deploykit.diagnosis import NOT_MADE, diagnose, examine
+from deploykit.errors import UnavailableError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,6 +60,27 @@ def test_what_no_python_here_can_run(own_settings: None, plugin_folder: PluginFo
     assert device.device == "cpu"
     assert device.runs is False
     assert device.detail.startswith("no Python <2.5 was found on this machine; install one")
+
+
+def test_without_a_library_of_the_system_nothing_is_installed(
+    own_settings: None, plugin_folder: PluginFolder
+) -> None:
+    block = (
+        'requires-python = ">=3.8"\ndependencies = ["deploykit_demo"]\n[tool.deploykit]\n'
+        'summary = "x"\ndevices = ["gpu"]\nfunctions = ["probe"]\n[tool.deploykit.libraries]\n'
+        '"libc.so.6" = "glibc"\n"libdemo_absent.so.1" = "the driver of the demo"\n'
+    )
+    plugin_folder.write("driven", kind="target", block=block)
+    target = plugins.target("driven")
+    lacks = "this machine lacks the driver of the demo (`libdemo_absent.so.1`)"
+    for install in (False, True):
+        (device,) = examine(target, install=install).devices
+        assert (device.device, device.runs) == ("gpu", False)
+        assert device.detail.endswith(lacks)
+    with pytest.raises(UnavailableError, match="libdemo_absent"):
+        environments.interpreter(target)
+    assert environments.can_have(target) is False
+    assert environments.environments() == ()
 
 
 def test_the_machine_and_the_settings(

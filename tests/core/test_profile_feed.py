@@ -19,7 +19,7 @@ from deploykit.source_model import SourceModel
 
 @pytest.fixture
 def build() -> Build:
-    return Build(settings={}, shapes={})
+    return Build(settings={})
 
 
 def test_of_a_model(odd_model: Path, build: Build) -> None:
@@ -33,15 +33,15 @@ def test_of_a_model(odd_model: Path, build: Build) -> None:
         assert same == build, "the bundles stay dynamic"
         assert feed["x"].shape == (1, 32)
         fixed, feed = feed_of_model(prepared, build, batch=6, seed=0)
-        assert fixed.shapes == {"x": (6, 32)}
+        assert fixed.shapes == ({"x": (6, 32)},)
         assert feed["x"].shape == (6, 32)
-        wide = Build(settings={}, shapes={"x": (6, 96)})
+        wide = Build(settings={}, shapes=({"x": (6, 96)},))
         assert feed_of_model(prepared, wide, batch=6, seed=0)[1]["x"].shape == (6, 96)
         assert feed_of_model(prepared, wide, batch=None, seed=0)[1]["x"].shape == (6, 96)
         with pytest.raises(UsageError, match="first axis that can be 4"):
             feed_of_model(prepared, wide, batch=4, seed=0)
         with pytest.raises(UsageError, match="`z`"):
-            feed_of_model(prepared, Build(settings={}, shapes={"z": (1,)}), batch=None, seed=0)
+            feed_of_model(prepared, Build(settings={}, shapes=({"z": (1,)},)), batch=None, seed=0)
 
 
 def test_of_a_bundle_its_golden_rows_are_repeated(odd_model: Path, tmp_path: Path) -> None:

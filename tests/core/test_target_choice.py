@@ -101,8 +101,45 @@ def test_settings_go_where_they_belong() -> None:
 
 
 def test_precisions() -> None:
-    for precision in ("fp32", "fp16", "bf16"):
+    for precision in ("fp32", "tf32", "fp16", "bf16", "int8"):
         check_precision(precision)
     with pytest.raises(UsageError, match="fp64") as caught:
         check_precision("fp64")
     assert "bf16" in caught.value.hint
+
+
+@pytest.fixture
+def mixing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A target with a device that takes arguments."""
+    folder = tmp_path / "targets"
+    folder.mkdir()
+    (folder / "mixing.py").write_text(
+        "# /// script\n# requires-python = '>=3.10'\n# dependencies = []\n#\n"
+        "# [tool.deploykit]\n# summary = 'x'\n# devices = ['cpu', 'mix:*']\n"
+        "# functions = ['probe']\n# ///\n"
+        "from deploykit.protocol import Availability\n"
+        "def probe():\n"
+        "    return tuple(Availability(device=d, available=True) for d in ('cpu', 'mix:*'))\n"
+    )
+    monkeypatch.setenv("DEPLOYKIT_PLUGIN_PATH", str(tmp_path))
+    monkeypatch.setattr(_plugins, "__path__", [str(tmp_path)])
+
+
+@pytest.mark.usefixtures("mixing")
+def test_a_device_may_take_arguments() -> None:
+    assert names(["mixing", "mixing:mix:gpu.1,cpu"]) == ["mixing:cpu", "mixing:mix:gpu.1,cpu"]
+
+
+@pytest.mark.usefixtures("mixing")
+@pytest.mark.parametrize(
+    "device", ["mix", "mix:", "mix:*", "mix:../x", "mix:A", "mixed:cpu", "cpu:1"]
+)
+def test_what_is_no_argument_of_a_device(device: str) -> None:
+    with pytest.raises(UsageError, match="no device") as caught:
+        names([f"mixing:{device}"])
+    assert "mix:*" in caught.value.hint
+
+
+@pytest.mark.usefixtures("mixing")
+def test_all_names_no_device_that_has_to_be_completed() -> None:
+    assert names(["all"]) == ["mixing:cpu"]

@@ -16,6 +16,7 @@ from deploykit.tensor_spec import (
     parse_dynamic,
     parse_input,
     parse_shape,
+    parse_shapes,
 )
 
 NAMES = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), min_size=1)
@@ -108,3 +109,12 @@ def test_dtypes_of_the_edge() -> None:
     assert not is_dtype(np.dtype(">f4"), "float32")
     with pytest.raises(UnsupportedError):
         numpy_dtype("float8_e4m3fn")
+
+
+def test_shapes_of_several_buckets() -> None:
+    assert parse_shapes([]) == ({},)
+    assert parse_shapes(["x=1x3"]) == ({"x": (1, 3)},)
+    texts = ["x=1x3", "mask=4", "x=2x3"]
+    assert parse_shapes(texts) == ({"x": (1, 3), "mask": (4,)}, {"x": (2, 3), "mask": (4,)})
+    with pytest.raises(UsageError, match="`y` has 2 shapes, and another has 3"):
+        parse_shapes(["x=1", "x=2", "x=3", "y=1", "y=2"])

@@ -16,7 +16,7 @@ import pytest
 from deploykit.tensors import read_tensors
 
 ROOT = Path(__file__).resolve().parents[2]
-BLOCK = re.compile(r"(?:<!-- ([\w :]+) -->\n)?```(sh|python)\n(.*?)```", re.DOTALL)
+BLOCK = re.compile(r"(?:<!-- ([\w :./]+) -->\n)?```(sh|python)\n(.*?)```", re.DOTALL)
 
 
 def blocks(document: str) -> dict[str, str]:
@@ -129,3 +129,17 @@ def test_ci_runs_the_test_command_of_the_readme() -> None:
     ).stdout
     assert found == blocks("README.md")["command: test"]
     assert "pytest" in found
+
+
+@pytest.mark.environment
+def test_the_plugin_of_the_page_on_plugins(folder: Path) -> None:
+    page = blocks("docs/plugins.md")
+    (name,) = [name for name in page if name.startswith("file: ")]
+    file = folder / name.removeprefix("file: ")
+    file.parent.mkdir(parents=True)
+    file.write_text(page[name])
+    said = shell(page["commands: plugin"], folder).stdout
+    assert "OpenCV 5" in said
+    report = json.loads((folder / "report.json").read_text())
+    outcomes = {m["target"]: (m["outcome"], m["parity"]["ok"]) for m in report["measurements"]}
+    assert outcomes == {"onnxruntime": ("ok", True), "opencv": ("ok", True)}
