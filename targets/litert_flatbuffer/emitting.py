@@ -36,6 +36,15 @@ FUSES = frozenset(
 )
 
 
+# Kernels take integers of 8 and 16 bits as quantised, and some end the process where they are not;
+# these only move them. Wider integers and floats are numbers to all.
+NARROW = frozenset({"int8", "uint8", "int16", "uint16", "uint32"})
+MOVES = frozenset(
+    "CAST RESHAPE TRANSPOSE SLICE STRIDED_SLICE GATHER GATHER_ND SPLIT SPLIT_V EXPAND_DIMS SQUEEZE "
+    "SHAPE TILE BROADCAST_TO SELECT_V2 EQUAL NOT_EQUAL PAD FILL".split()
+)
+
+
 class NeedsSizeError(UnsupportedError):
     """An operator must know a size that the model leaves open."""
 
@@ -103,8 +112,11 @@ class Emitter:
     ) -> None:
         """Write an operator with the results `outputs`."""
         for tensor in inputs:
-            if tensor is not None:
-                tensor.readers += 1
+            if tensor is None:
+                continue
+            tensor.readers += 1
+            if tensor.dtype in NARROW and tensor.quantization is None and kind not in MOVES:
+                raise UnsupportedError(f"{kind} of {tensor.dtype} numbers that are not quantised")
         operator = Operator(kind, list(inputs), list(outputs), table, options, self.node)
         self.operators.append(operator)
 

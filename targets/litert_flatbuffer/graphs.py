@@ -93,9 +93,12 @@ def _written_out(model: onnx.ModelProto, known: Collection[str]) -> onnx.ModelPr
         return model
     types = onnx.shape_inference.infer_shapes(model)
     kept = [("", name) for name in known]
-    return onnx.inliner.inline_selected_functions(
-        types, kept, exclude=True, inline_schema_functions=True
-    )
+    try:
+        return onnx.inliner.inline_selected_functions(
+            types, kept, exclude=True, inline_schema_functions=True
+        )
+    except RuntimeError:
+        return model  # an assertion of the inliner: the operator is refused by its name
 
 
 def _refuse(model: onnx.ModelProto, known: Collection[str] | None) -> None:
@@ -162,8 +165,6 @@ def shapes_and_dtypes(
     model: onnx.ModelProto,
 ) -> tuple[dict[str, Shape | None], dict[str, str]]:
     """Return sizes and dtype of every value; an open size without a name gets one of its own."""
-    import onnx
-
     shapes: dict[str, Shape | None] = {}
     dtypes: dict[str, str] = {}
     for value in (*model.graph.value_info, *model.graph.output, *model.graph.input):
@@ -185,7 +186,6 @@ def shapes_and_dtypes(
     for tensor in model.graph.initializer:
         dtypes[tensor.name] = dtype_name(tensor.data_type)
         shapes[tensor.name] = tuple(tensor.dims)
-    assert onnx is not None
     return shapes, dtypes
 
 

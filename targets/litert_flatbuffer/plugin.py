@@ -7,6 +7,7 @@
 # summary = "LiteRT (TensorFlow Lite): one .tflite file for phones and microcontrollers"
 # devices = ["cpu"]
 # newest_opset = 23
+# cross = true
 # functions = ["probe", "compile", "load"]
 #
 # [tool.deploykit.settings]
@@ -90,6 +91,7 @@ def compile(request: CompileRequest) -> CompileResult:
         settings=settings,
         versions=_versions(),
         notes=tuple(notes),
+        portable=True,
     )
 
 
