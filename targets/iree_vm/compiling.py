@@ -1,0 +1,126 @@
+"""IREE's compiler, a program of its own: what it is asked, and what its messages mean."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from deploykit.errors import PluginError, StepOutOfMemory, UnsupportedError
+
+# No number may be narrowed behind our back; these are its defaults today, said so that they stay.
+EXACT = (
+    "--iree-input-demote-f32-to-f16=false",
+    "--iree-input-demote-f64-to-f32=false",
+    "--iree-input-demote-i64-to-i32=false",
+    "--iree-opt-numeric-precision-reduction=false",
+    "--iree-vm-target-truncate-unsupported-floats=false",
+)
+
+# Names that a release carries in every payload: they would differ from build to build.
+PLAIN = ("--iree-vm-bytecode-module-strip-source-map", "--iree-vm-emit-polyglot-zip=false")
+
+LIMIT_S = 3600
+
+
+def run_compiler(arguments: Sequence[str], folder: Path) -> tuple[int, str]:
+    """Run `iree-compile` in `folder`; return its exit status and what it wrote to stderr."""
+    from iree.compiler.tools.binaries import find_tool
+
+    done = subprocess.run(
+        [find_tool("iree-compile"), *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=LIMIT_S,
+        check=False,
+    )
+    return done.returncode, done.stderr
+
+
+def described(flags: Sequence[str]) -> str:
+    """Return how the compiler describes the device that `flags` name: its own attribute, as text.
+
+    Raises UnsupportedError with the compiler's words where it knows no such device.
+    """
+    with tempfile.TemporaryDirectory(prefix="deploykit-iree-") as name:
+        folder = Path(name)
+        (folder / "empty.mlir").write_text("module {}\n", encoding="utf-8")
+        code, said = run_compiler(
+            ["empty.mlir", *flags, "--compile-to=flow", "-o", "device.mlir"], folder
+        )
+        if code:
+            raise UnsupportedError(f"target iree cannot compile for this device: {_first(said)}")
+        return (folder / "device.mlir").read_text(encoding="utf-8")
+
+
+def compiled(
+    source: Path, output: Path, flags: Sequence[str], names: Sequence[str], *, dynamic: bool
+) -> None:
+    """Compile the module `source` to the file `output`.
+
+    `names` are those of the ONNX nodes by their number, as `graphs.named_nodes` gave it to them.
+    Raises UnsupportedError naming the operator that the compiler could not take; PluginError where
+    it crashed, StepOutOfMemory where the system ended it.
+    """
+    code, said = run_compiler(
+        [str(source), *EXACT, *PLAIN, *flags, "-o", str(output)], source.parent
+    )
+    ignored = re.search(r"'(.+?)' is not a recognized (processor|feature)", said)
+    if ignored:
+        raise UnsupportedError(
+            f"target iree cannot compile for this hardware: LLVM knows no {ignored[2]} "
+            f"`{ignored[1]}`",
+            hint="correct it in the hardware profile",
+        )
+    if code == 0:
+        return
+    hint = "fixed input shapes (--shape) often help" if dynamic else ""
+    blamed = _blamed(said)
+    if blamed is not None:
+        operator, number = blamed
+        node = f" (node `{names[number]}`)" if number is not None and names[number] else ""
+        raise UnsupportedError(
+            f"target iree cannot compile operator {operator}{node} as this model uses it: "
+            f"{_first(said)}",
+            hint=hint,
+            operators=(operator,),
+        )
+    print(said)  # for the log of the step
+    if code == -signal.SIGKILL:
+        raise StepOutOfMemory("iree-compile was killed, as the system does when memory runs out")
+    if code < 0:
+        name = signal.Signals(-code).name
+        raise PluginError(f"iree-compile crashed ({name}): {_first(said)}", hint=hint)
+    raise PluginError(f"iree-compile failed: {_first(said)}", hint=hint)
+
+
+def _blamed(said: str) -> tuple[str, int | None] | None:
+    """Return the ONNX operator that an error names, and its node's number where it has one."""
+    for line in said.splitlines():
+        if "error:" not in line:
+            continue
+        named = re.search(r"onnx\.(\w+)", line)
+        placed = re.search(r'"(\w+):(\d+)"', line)
+        if placed:
+            return (named[1] if named else placed[1]), int(placed[2])
+        if named:
+            return named[1], None
+    # the operation that an error speaks of is printed below it, with its place
+    placed = re.search(r'"(\w+):(\d+)"', said)
+    return (placed[1], int(placed[2])) if placed else None
+
+
+def _first(said: str) -> str:
+    """Return the first error of the compiler, in one short line."""
+    for line in said.splitlines():
+        found = re.search(r"error: (?:loc\(.*?\): )?(?:error: )?(.+)", line)
+        if found:
+            text = re.sub(r"^loc\(.*?\): ", "", found[1])
+            return text if len(text) <= 300 else f"{text[:297]}..."
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    return lines[0][:300] if lines else "it said nothing"

@@ -1,0 +1,209 @@
+"""From ONNX to the form that IREE's importer reads right: folded, typed, of one operator set."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deploykit.errors import SourceError, UnsupportedError
+from deploykit.onnx_graph import every_node, set_inputs
+from deploykit.protocol import Dimension, Signature, TensorSpec
+
+if TYPE_CHECKING:
+    import onnx
+
+# The importer reads older forms of some operators wrongly or not at all (a Slice with attributes);
+# from 18 on, the reductions take their axes as inputs, which it knows for some of them only.
+OPSET = 17
+
+# A protobuf message ends at 2 GiB; with this much, the weights go to a file of their own.
+LARGE_BYTES = 1 << 30
+
+DTYPES = frozenset(
+    ["float16", "float32", "float64", "bool"]
+    + [f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)]
+)
+
+
+def check_dtypes(signature: Signature) -> None:
+    """Raise UnsupportedError for an input or output that has no place in IREE's buffers."""
+    for spec in (*signature.inputs, *signature.outputs):
+        if spec.dtype not in DTYPES:
+            raise UnsupportedError(f"target iree takes no {spec.dtype} tensors: `{spec}`")
+        if spec.shape is None:
+            raise UnsupportedError(
+                f"target iree needs to know how many axes a tensor has: `{spec}`",
+                hint="give its sizes with --shape"
+                if spec in signature.inputs
+                else "export the model with the shapes of its outputs",
+            )
+
+
+def check_operators(model: onnx.ModelProto) -> None:
+    """Raise UnsupportedError for operators outside ONNX's own domain.
+
+    The importer drops the domain: `example.Add` would be read as ONNX's Add.
+    """
+    functions = {(function.domain, function.name) for function in model.functions}
+    foreign = sorted(
+        {
+            f"{node.domain}.{node.op_type}"
+            for node in every_node(model.graph)
+            if node.domain not in ("", "ai.onnx") and (node.domain, node.op_type) not in functions
+        }
+    )
+    if foreign:
+        raise UnsupportedError(
+            f"target iree cannot take operators {', '.join(foreign)}", operators=tuple(foreign)
+        )
+
+
+def read(path: str, inputs: tuple[TensorSpec, ...]) -> onnx.ModelProto:
+    """Return the model with its weights, its inputs exactly `inputs`, its functions written out.
+
+    Raises SourceError where the file is no model, UnsupportedError for a foreign operator.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        model = onnx.load(path)
+    except (OSError, DecodeError, onnx.checker.ValidationError) as error:
+        raise SourceError(f"cannot read the ONNX model `{path}`: {error}") from error
+    check_operators(model)
+    if model.functions:
+        from onnx import inliner
+
+        model = inliner.inline_local_functions(model)
+        check_operators(model)
+    set_inputs(model, inputs)
+    return model
+
+
+def folded(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the model in the operator set read best, constants folded, every shape inferred.
+
+    ONNX Runtime folds, at the level that stays within ONNX's own operators; a model that it cannot
+    take is only given its inferred shapes.
+    """
+    import onnx
+    import onnxruntime
+    from onnxruntime.capi import onnxruntime_pybind11_state as raised
+
+    model = _upgraded(model)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.log_severity_level = 4
+    onnxruntime.disable_telemetry_events()
+    with tempfile.TemporaryDirectory(prefix="deploykit-iree-") as folder:
+        saved = Path(folder) / "folded.onnx"
+        options.optimized_model_filepath = str(saved)
+        source: str | bytes
+        if model.ByteSize() < LARGE_BYTES:
+            source = model.SerializeToString()
+        else:
+            source = str(Path(folder) / "model.onnx")
+            onnx.save(model, source, save_as_external_data=True, location="model.bin")
+            onnx.load_external_data_for_model(model, folder)
+            options.add_session_config_entry(
+                "session.optimized_model_external_initializers_file_name", "folded.bin"
+            )
+        try:
+            onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        except (
+            raised.Fail,
+            raised.InvalidArgument,
+            raised.InvalidGraph,
+            raised.NotImplemented,
+            raised.RuntimeException,
+        ):
+            return inferred(model)
+        made = onnx.load(str(saved))
+    if any(node.domain not in ("", "ai.onnx") for node in every_node(made.graph)):
+        return inferred(model)  # a fusion of its own
+    return inferred(made)
+
+
+def inferred(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the model with the shape of every tensor that onnx can tell."""
+    import onnx
+
+    if model.ByteSize() >= LARGE_BYTES:
+        return model  # ONNX Runtime wrote the shapes down
+    try:
+        return onnx.shape_inference.infer_shapes(model, data_prop=True)
+    except onnx.shape_inference.InferenceError:
+        return model
+
+
+def _upgraded(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the model in the operator set OPSET, where it is older and onnx can do that."""
+    from onnx import version_converter
+
+    opset = next((each for each in model.opset_import if each.domain in ("", "ai.onnx")), None)
+    if opset is None or opset.version >= OPSET or model.ByteSize() >= LARGE_BYTES:
+        return model
+    # before version 4 the format wanted every constant among the inputs, and so does the converter
+    model.ir_version = max(model.ir_version, 8)
+    try:
+        return version_converter.convert_version(model, OPSET)
+    except (RuntimeError, version_converter.ConvertError):
+        # no rule from here to there; the importer then says itself what it cannot read
+        return model
+
+
+def named_nodes(model: onnx.ModelProto) -> tuple[str, ...]:
+    """Give every node a name that says which it is; return the names as they were.
+
+    The compiler's messages and its list of kernels carry the name: `Conv:7` is the eighth node, a
+    Conv. Changes `model`.
+    """
+    names = []
+    for index, node in enumerate(every_node(model.graph)):
+        names.append(node.name or (node.output[0] if node.output else ""))
+        node.name = f"{node.op_type}:{index}"
+    return tuple(names)
+
+
+def outputs(
+    model: onnx.ModelProto, asked: tuple[TensorSpec, ...], *, fixed: bool
+) -> tuple[TensorSpec, ...]:
+    """Return the outputs with the sizes worked out while folding; a name of an axis is kept.
+
+    `fixed` says that sizes were fixed, so that a size known now replaces the name it had.
+    """
+    found = {value.name: value.type.tensor_type for value in model.graph.output}
+    made = []
+    for spec in asked:
+        kind = found[spec.name]
+        shape = spec.shape
+        if kind.HasField("shape"):
+            sizes = tuple(
+                size.dim_value
+                if size.HasField("dim_value") and size.dim_value >= 0
+                else (size.dim_param or None)
+                for size in kind.shape.dim
+            )
+            shape = sizes if shape is None or fixed else _merged(shape, sizes)
+        made.append(TensorSpec(name=spec.name, dtype=spec.dtype, shape=shape))
+    return tuple(made)
+
+
+def _merged(declared: tuple[Dimension, ...], found: tuple[Dimension, ...]) -> tuple[Dimension, ...]:
+    if len(declared) != len(found):
+        return found
+    return tuple(
+        new if isinstance(new, int) or old is None else old
+        for old, new in zip(declared, found, strict=True)
+    )
+
+
+def dynamic_axes(inputs: tuple[TensorSpec, ...]) -> list[str]:
+    """Return the axes without a size, each as `input:axis`."""
+    return [
+        f"{spec.name}:{axis}"
+        for spec in inputs
+        for axis, size in enumerate(spec.shape or ())
+        if not isinstance(size, int)
+    ]
