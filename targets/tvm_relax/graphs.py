@@ -107,9 +107,11 @@ def _upgraded(model: onnx.ModelProto) -> onnx.ModelProto:
     opset = next((each for each in model.opset_import if each.domain in ("", "ai.onnx")), None)
     if opset is None or opset.version >= OPSET:
         return model
+    # before version 4 of the format constants had to be inputs too; some exporters left them out
+    model.ir_version = max(model.ir_version, 4)
     try:
         return version_converter.convert_version(model, OPSET)
-    except RuntimeError:
+    except (RuntimeError, version_converter.ConvertError):
         # no rule from here to there; the importer then says itself what it cannot read
         return model
 

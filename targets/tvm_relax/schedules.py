@@ -17,13 +17,11 @@ if TYPE_CHECKING:
 # Loop iterations under which waking the threads costs more than it saves.
 WORTH_THREADS = 1 << 14
 
-# Vectors of the output that stay in registers while the sum runs: half of those that there are
-# (32 with AVX-512, 16 with AVX2), for the operands need some too.
-TILE_VECTORS = {16: 16, 8: 8}
 
+def schedule(module: tvm.ir.IRModule, *, lanes: int, registers: int) -> tvm.ir.IRModule:
+    """Return `module` with its kernels ordered for `registers` vectors of `lanes` float32.
 
-def schedule(module: tvm.ir.IRModule, *, lanes: int) -> tvm.ir.IRModule:
-    """Return `module` with its kernels ordered for vectors of `lanes` float32.
+    Half of the registers hold the output while the sum runs, for the operands need some too.
 
     A kernel that none of this fits stays as it is.
     """
@@ -31,13 +29,13 @@ def schedule(module: tvm.ir.IRModule, *, lanes: int) -> tvm.ir.IRModule:
 
     for name, function in module.functions_items():
         if isinstance(function, tirx.PrimFunc):
-            made = _kernel(function, lanes)
+            made = _kernel(function, lanes, registers // 2)
             if made is not None:
                 module[name] = made
     return module
 
 
-def _kernel(function: Any, lanes: int) -> Any:
+def _kernel(function: Any, lanes: int, tile: int) -> Any:
     """Return the kernel in its new order, or None where it cannot be ordered."""
     from tvm import s_tir
     from tvm.s_tir.schedule import ScheduleError
@@ -54,7 +52,7 @@ def _kernel(function: Any, lanes: int) -> Any:
             if name in done:
                 continue
             if _kinds(plan, block).count("R"):
-                done |= _order_sum(plan, block, lanes)
+                done |= _order_sum(plan, block, lanes, tile)
             else:
                 _order_map(plan, block, lanes)
         return plan.mod["main"].with_attr("tirx.is_scheduled", True)
@@ -145,7 +143,7 @@ def _order_map(plan: Any, block: Any, lanes: int) -> None:
         plan.parallel(fused)
 
 
-def _order_sum(plan: Any, block: Any, lanes: int) -> set[str]:
+def _order_sum(plan: Any, block: Any, lanes: int, tile: int) -> set[str]:
     """Order a sum and the step after it; return the names of the blocks that are done."""
     loops = plan.get_loops(block)
     kinds = _kinds(plan, block)
@@ -163,7 +161,7 @@ def _order_sum(plan: Any, block: Any, lanes: int) -> set[str]:
     if along is not None:
         width = _width(_size(plan, space[along]), lanes)
         outer[along], vector = plan.split(space[along], factors=[None, width])
-        rows = TILE_VECTORS.get(lanes, 8) * lanes // max(width, lanes)
+        rows = tile * lanes // max(width, lanes)
         if across is not None:
             height = _divisor(_size(plan, space[across]), rows)
             outer[across], row = plan.split(space[across], factors=[None, height])

@@ -11,22 +11,27 @@ from deploykit import processor
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
+    ("machine", "text", "found"),
     [
         (
+            "x86_64",
             "processor\t: 0\nflags\t\t: fpu avx2 avx512f\nbugs\t\t: none\n",
             {"fpu", "avx2", "avx512f"},
         ),
-        ("processor\t: 0\nFeatures\t: fp asimd bf16\n", {"fp", "asimd", "bf16"}),
-        ("nothing of the kind\n", set()),
+        ("aarch64", "processor\t: 0\nFeatures\t: fp asimd bf16\n", {"fp", "asimd", "bf16"}),
+        # an emulated processor, and the file of the machine below
+        ("aarch64", "processor\t: 0\nflags\t\t: fpu avx2\n", set()),
+        ("riscv64", "processor\t: 0\nisa\t\t: rv64imafdc\n", set()),
+        ("x86_64", "nothing of the kind\n", set()),
     ],
 )
 def test_instruction_sets_are_the_kernels_names(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, found: set[str]
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, machine: str, text: str, found: set[str]
 ) -> None:
     path = tmp_path / "cpuinfo"
     path.write_text(text)
     monkeypatch.setattr(processor, "CPUINFO", path)
+    monkeypatch.setattr(processor, "architecture", lambda: machine)
     assert processor.instruction_sets() == found
 
 

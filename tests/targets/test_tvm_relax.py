@@ -220,7 +220,7 @@ def test_a_library_for_another_processor_is_refused(bench: Any, convolutions: An
     bench.compile(convolutions)
     path = bench.payload / "build.json"
     build = json.loads(path.read_text())
-    path.write_text(json.dumps({**build, "features": [*build["features"], "no-such-set"]}))
+    path.write_text(json.dumps({**build, "cpu_flags": [*build["cpu_flags"], "no-such-set"]}))
     with pytest.raises(UnavailableError, match="no-such-set"):
         bench.load()
     path.write_text(json.dumps({**build, "architecture": "z80"}))
@@ -234,7 +234,9 @@ def test_only_instructions_that_are_here(bench: Any) -> None:
 
     machine = bench.module.machine
     present = machine._present()
-    used = {str(name) for name in tvm.target.codegen.llvm_get_cpu_features(machine.target(2))}
+    used = {
+        str(name) for name in tvm.target.codegen.llvm_get_cpu_features(machine.this_one(2).target)
+    }
     assert sorted(name for name in used if present.get(name) is False) == []
 
 
