@@ -309,5 +309,7 @@ def last_lines(output: str, *, count: int = 6, width: int = 700) -> str:
     lines = [line for line in lines if line and not _CHATTER.match(line)]
     starts = [number for number, line in enumerate(lines) if line.lower().startswith("error:")]
     lines = lines[starts[-1] :] if starts else lines  # warnings come before it
+    if starts and "[stderr]" in lines:
+        lines = lines[: lines.index("[stderr]")]  # all that a package's build wrote: the log has it
     text = " ".join(lines[-count:]) or "it gave no reason"
     return text if len(text) <= width else "… " + text[-width:]

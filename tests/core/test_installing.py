@@ -62,6 +62,10 @@ def test_the_reason_is_what_matters_of_the_output() -> None:
     assert last_lines("warning: slow\nERROR: none\nerror: no x\n  cause: gone\n") == (
         "error: no x cause: gone"
     )
+    assert last_lines(
+        "error: Failed to build `x`\n  cause: Call to `y` failed\n\n  [stderr]\n  ***\n  a trace\n\n"
+        "hint: look\n"
+    ) == ("error: Failed to build `x` cause: Call to `y` failed")
     assert last_lines("\n") == "it gave no reason"
     assert len(last_lines("y" * 5000)) < 710
 
