@@ -14,7 +14,6 @@ import pytest
 from deploykit import environments, plugins
 from deploykit.hardware_profile import FORMULA_TOLERANCE, Figure, Price, Profile, product_of
 from deploykit.hardware_reading import read_profile
-from deploykit.hardware_writing import format_profile
 from deploykit.llvm_names import AMD, ARM, ARM_FEATURES, INTEL, X86_FEATURES, X86_LEVELS
 from deploykit.machine import FLAGS
 
@@ -99,11 +98,6 @@ def test_figures_go_together(profile: Profile) -> None:
 
 def test_flags_are_those_that_the_machine_tells(profile: Profile) -> None:
     assert set(profile.flags) <= FLAGS
-
-
-def test_it_is_written_as_deploykit_would(profile: Profile) -> None:
-    # so that a change by hand and one by a program look alike
-    assert (FOLDER / f"{profile.name}.toml").read_text() == format_profile(profile)
 
 
 def test_it_becomes_a_request(profile: Profile) -> None:
