@@ -162,6 +162,10 @@ def _shown(profile: Profile) -> RenderableType:
     parts: list[RenderableType] = ["\n".join(words)]
     if figures:
         parts.append(table("", ["figure", "value ", "formula", "note", "source"], figures))
+    rooflines = list(_rooflines(profile))
+    if rooflines:
+        columns = ["device", "type", "peak ", "memory moves ", "limit is arithmetic above "]
+        parts.append(table("", columns, rooflines))
     parts += [
         f"[{i}] {source}" + (f", {source.url}" if source.url else "")
         for i, source in enumerate(profile.sources.values(), 1)
@@ -186,7 +190,18 @@ def _figures(profile: Profile) -> Iterator[tuple[str, str, Figure]]:
             figure = device.bandwidth_bytes_per_s
             yield f"{name}: memory bandwidth", _scaled(figure, "B/s"), figure
         for dtype, figure in device.peak_ops_per_s.items():
-            yield f"{name}: peak {dtype}", _scaled(figure, "OP/s"), figure
+            yield f"{name}: peak {dtype}", _scaled(figure, f"{_operation(dtype)}/s"), figure
+
+
+def _rooflines(profile: Profile) -> Iterator[tuple[str, ...]]:
+    """Yield a row for each element type of which both rates are known."""
+    for name, device in profile.devices.items():
+        for dtype, peak in device.peak_ops_per_s.items():
+            values, balance = device.values_per_s(dtype), device.ops_per_byte(dtype)
+            if values is not None and balance is not None:
+                moved = f"{_number(values, '')} values/s"
+                unit = _operation(dtype)
+                yield name, dtype, _scaled(peak, f"{unit}/s"), moved, f"{balance:.3g} {unit}/byte"
 
 
 def _measured(found: Fingerprint, output: Path | None) -> RenderableType:
@@ -196,7 +211,7 @@ def _measured(found: Fingerprint, output: Path | None) -> RenderableType:
 
     rows = []
     for rate in found.rates:
-        unit = "B/s" if rate.what == "memory" else "OP/s"
+        unit = "B/s" if rate.what == "memory" else f"{_operation(rate.what)}/s"
         spread = (_number(value, unit) for value in (rate.best, rate.median, rate.worst))
         rows.append((rate.what, *spread, str(rate.repetitions), str(rate.threads), rate.about))
     columns = ["measured", "best ", "median ", "slowest ", "repetitions ", "threads ", "with"]
@@ -205,6 +220,10 @@ def _measured(found: Fingerprint, output: Path | None) -> RenderableType:
     if output is not None:
         parts.append(f"profile: {output}")
     return Group(*parts)
+
+
+def _operation(dtype: str) -> str:
+    return "OP" if dtype.startswith("int") else "FLOP"
 
 
 def _scaled(figure: Figure | None, unit: str) -> str:
