@@ -23,13 +23,14 @@ Kind = Literal[
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How a step ended. `detail` is the reason (of a `signal`, its name).
+    """How a step ended. `detail` is the reason (of a `signal`, its name), `hint` what to do about it.
 
     `phase` is what it was doing, `frame` the last line of code it was in, `log` a file.
     """
 
     kind: Kind
     detail: str = ""
+    hint: str = ""
     phase: str = ""
     frame: str = ""
     log: str = ""
@@ -51,6 +52,7 @@ def skipped(reason: str) -> Outcome:
 def outcome_of(error: BaseException) -> Outcome:
     """Return how a step ended that raised `error`."""
     detail = _one_line(error)
+    hint = error.hint if isinstance(error, DeploykitError) else ""
     if isinstance(error, StepError):
         where = {"phase": error.phase, "frame": error.frame, "log": error.log}
         if isinstance(error, StepSignal):
@@ -61,11 +63,11 @@ def outcome_of(error: BaseException) -> Outcome:
             return Outcome(kind="out-of-memory", detail=detail, **where)
         return Outcome(kind="error", detail=detail, **where)
     if isinstance(error, MismatchError):
-        return Outcome(kind="wrong", detail=detail)
+        return Outcome(kind="wrong", detail=detail, hint=hint)
     if isinstance(error, UnsupportedError):
-        return Outcome(kind="unsupported", detail=detail)
+        return Outcome(kind="unsupported", detail=detail, hint=hint)
     if isinstance(error, UnavailableError):
-        return Outcome(kind="skipped", detail=detail)
+        return Outcome(kind="skipped", detail=detail, hint=hint)
     if isinstance(error, KeyboardInterrupt):
         return Outcome(kind="skipped", detail="interrupted")
     if isinstance(error, MemoryError):

@@ -134,7 +134,7 @@ class Measurement:
             device=device,
             precision=precision,
             outcome=str(outcome) if outcome.kind in ("signal", "skipped") else outcome.kind,
-            detail=outcome.detail,
+            detail=" — ".join(filter(None, (outcome.detail, outcome.hint))),
             phase=outcome.phase,
             **known,
         )

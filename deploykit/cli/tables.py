@@ -91,4 +91,5 @@ def _about(bundle: CompiledBundle) -> list[str]:
         for word, text in (("while", outcome.phase), ("in", outcome.frame), ("log", outcome.log))
         if text
     )
-    return [f"{name}: {outcome}", *([f"  {where}"] if where else [])]
+    lines = [f"{name}: {outcome}", *([f"  {where}"] if where else [])]
+    return [*lines, f"  hint: {outcome.hint}"] if outcome.hint else lines
