@@ -46,6 +46,8 @@ END_S = 10.0
 SHARED_MEMORY_BYTES = 1 << 30
 """With less room in /dev/shm (a container has 64 MB), Chromium is told to use ordinary files."""
 
+LONGEST_FOLDER = 45
+
 FLAGS = (
     "--headless=new",
     "--remote-debugging-pipe",
@@ -286,8 +288,8 @@ class _Process:
     """The process, its two pipes, and its folder, where all that it writes goes."""
 
     def __init__(self, program: Path, flags: Sequence[str]) -> None:
-        # a short path: a socket lies in it, whose path may have 107 bytes
-        folder = Path(tempfile.mkdtemp(prefix="web-"))
+        folder = Path(tempfile.mkdtemp(prefix="web-", dir=_short_folder()))
+        self._folder = folder
         # a file without a name: its last words are still there when the folder is gone
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
         variables = {**os.environ, "TMPDIR": str(folder), "HOME": str(folder)}
@@ -322,7 +324,6 @@ class _Process:
         self._finalizer = weakref.finalize(
             self, _end, self.pid, (self._read, self._write), self._log, folder, 0.0
         )
-        self._folder = folder
 
     def write(self, data: bytes) -> None:
         try:
@@ -378,6 +379,14 @@ def _end(
         time.sleep(0.01)
     log.close()
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _short_folder() -> str | None:
+    """Return where to make the browser's folder, None for the usual place.
+
+    It makes `org.chromium.Chromium.XXXXXX/SingletonSocket` there, whose whole path may have 107 bytes.
+    """
+    return "/tmp" if len(tempfile.gettempdir()) > LONGEST_FOLDER else None
 
 
 def _pipe() -> tuple[int, int]:

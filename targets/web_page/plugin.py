@@ -19,7 +19,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -177,7 +176,7 @@ def load(request: LoadRequest) -> WebSession:
     phase("loading")
     page = _opened(Path(request.payload), request.device, request.threads)
     if not page.browser.sandboxed:
-        warnings.warn("the browser runs without its sandbox", stacklevel=2)
+        phase("loaded; the browser has no sandbox here")
     return WebSession(page, request.signature)
 
 

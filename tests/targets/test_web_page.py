@@ -369,12 +369,12 @@ def test_a_browser_that_cannot_start_says_why(
     program = tmp_path / "chromium"
     program.write_text("#!/bin/sh\necho 'FATAL: a library is missing' >&2\nexit 3\n")
     program.chmod(0o755)
-    (tmp_path / "scratch").mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
     monkeypatch.setenv("CHROME_PATH", str(program))
-    with pytest.raises(UnavailableError, match="a library is missing"):
-        browser.Browser(browser.find())
-    assert list((tmp_path / "scratch").iterdir()) == []
+    with tempfile.TemporaryDirectory() as scratch:
+        monkeypatch.setattr(tempfile, "tempdir", scratch)
+        with pytest.raises(UnavailableError, match="a library is missing"):
+            browser.Browser(browser.find())
+        assert list(Path(scratch).iterdir()) == []
 
 
 @pytest.mark.usefixtures("no_browser")
@@ -534,7 +534,7 @@ def _extremes(name: str, rows: int) -> np.ndarray[Any, Any]:
     if name == "string":
         return np.array([["", "a\U0001f600é", "x" * 300]] * rows, dtype=object).reshape(rows, 3)
     if name == "bool":
-        return np.array([[True, False, True]] * rows).reshape(rows, 3)
+        return np.array([[True, False, True]] * rows, bool).reshape(rows, 3)
     kind = np.dtype(name)
     ends = np.finfo(kind) if kind.kind == "f" else np.iinfo(kind)
     return np.array([[ends.min, ends.max, 1]] * rows, kind).reshape(rows, 3)
@@ -674,7 +674,7 @@ from deploykit._plugins.targets.web_page import browser, plugin
 from deploykit._plugins.targets.web_page.web_server import WebServer
 opened = browser.Browser(browser.find())
 opened.open_page(WebServer(plugin.PAGE).address)
-print(opened.page_process(), flush=True)
+print(opened.page_process(), opened._process._folder, flush=True)
 sys.stdin.read()
 """
 
@@ -682,24 +682,27 @@ sys.stdin.read()
 @environment
 @pytest.mark.usefixtures("in_browser")
 def test_the_browser_ends_with_a_process_that_is_killed(tmp_path: Path) -> None:
+    # also where the folder for temporary files has a path too long for a socket
+    (tmp_path / ("long" * 20)).mkdir()
     with subprocess.Popen(
-        [sys.executable, "-c", KILLED, str(ROOT), str(tmp_path)],
+        [sys.executable, "-c", KILLED, str(ROOT), str(tmp_path / ("long" * 20))],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     ) as process:
         assert process.stdout is not None
-        page = int(process.stdout.readline())
+        number, name = process.stdout.readline().split()
+        page, folder = int(number), Path(name)
         assert is_running(page)
-        assert len(list(tmp_path.iterdir())) == 1
+        assert folder.is_dir()
         process.send_signal(signal.SIGKILL)
         process.wait()
         for _ in range(600):
-            if not is_running(page) and not list(tmp_path.iterdir()):
+            if not is_running(page) and not folder.exists():
                 break
             time.sleep(0.1)
     assert not is_running(page)
-    assert list(tmp_path.iterdir()) == []
+    assert not folder.exists()
 
 
 @environment
