@@ -27,7 +27,13 @@ from deploykit._plugins.targets.web_page.browser import Browser, find
 from deploykit._plugins.targets.web_page.web_server import WebServer
 from deploykit._plugins.targets.web_page.web_session import WebPage, WebSession
 
-from deploykit.errors import PluginError, SourceError, UnavailableError, UnsupportedError
+from deploykit.errors import (
+    PluginError,
+    SourceError,
+    StepOutOfMemory,
+    UnavailableError,
+    UnsupportedError,
+)
 from deploykit.onnx_file import signature_of
 from deploykit.onnx_graph import fixed_inputs
 from deploykit.plugin_settings import Setting, in_force
@@ -288,6 +294,8 @@ def _raise_translated(error: PluginError, device: str) -> NoReturn:
         raise UnsupportedError(
             f"target web has no kernel for operator {operator}: {said}", operators=(operator,)
         ) from error
+    if re.search(r"bad_alloc|failed to allocate|out of memory", said, re.IGNORECASE):
+        raise StepOutOfMemory(f"the page has no memory for the model: {said}") from error
     code = re.search(r"ERROR_CODE: (\d+)", text)
     # OrtErrorCode: 7 ORT_INVALID_PROTOBUF, 10 ORT_INVALID_GRAPH, 1 ORT_FAIL, 2 ORT_INVALID_ARGUMENT
     if code is not None and code[1] in ("1", "2", "7", "10"):

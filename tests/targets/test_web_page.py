@@ -17,7 +17,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ environment = pytest.mark.environment
 # --- the package of npm ---------------------------------------------------------------------------
 
 
-def _tarball(path: Path, members: dict[str, bytes | tarfile.TarInfo]) -> Path:
+def _tarball(path: Path, members: Mapping[str, bytes | tarfile.TarInfo]) -> Path:
     with tarfile.open(path, "w:gz") as archive:
         for name, content in members.items():
             if isinstance(content, tarfile.TarInfo):
@@ -423,7 +423,7 @@ def test_weights_beside_the_model_go_along(bench: Any, build: Any, tmp_path: Pat
     written = onnx.load(bench.payload / "model.onnx")
     assert (bench.payload / "weights.bin").stat().st_size < 9000
     source = np.random.default_rng(8)
-    for tensor, shape in zip(written.graph.initializer, ((40, 50), 50), strict=True):
+    for tensor, shape in zip(written.graph.initializer, ((40, 50), (50,)), strict=True):
         expected = source.normal(size=shape).astype(np.float32)
         np.testing.assert_array_equal(numpy_helper.to_array(tensor), expected)
 
@@ -484,7 +484,8 @@ def test_the_page_calls_nobody() -> None:
 
 
 def _index() -> str:
-    return (plugin.PAGE / "index.html").read_text(encoding="utf-8")
+    text: str = (plugin.PAGE / "index.html").read_text(encoding="utf-8")
+    return text
 
 
 # --- in a browser ---------------------------------------------------------------------------------
@@ -511,6 +512,10 @@ def in_browser() -> None:
 def quick(in_browser: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """`compile` without its own try in a browser: `load` comes next anyhow."""
     monkeypatch.setattr(plugin, "_try_in_browser", lambda *_: ())
+
+
+def _reference(model: onnx.ModelProto, feed: dict[str, Any]) -> Any:
+    return ReferenceEvaluator(model).run(None, feed)
 
 
 ELEMENTS = {name: helper.np_dtype_to_tensor_dtype(np.dtype(name)) for name in NUMBERS} | {
@@ -576,7 +581,7 @@ def test_every_element_type_at_several_sizes(bench: Any) -> None:
 def test_weights_beside_the_model_are_right(bench: Any, build: Any, tmp_path: Path) -> None:
     path = _weighted(tmp_path, build)
     feed = {"x": np.random.default_rng(1).normal(size=(3, 40)).astype(np.float32)}
-    expected = ReferenceEvaluator(onnx.load(path)).run(None, feed)[0]
+    expected = _reference(onnx.load(path), feed)[0]
     bench.compile(path)
     (tmp_path / "data.bin").unlink()
     with contextlib.closing(bench.load()) as session:
@@ -608,14 +613,16 @@ def test_software_webgpu(bench: Any, build: Any) -> None:
         [("y", FLOAT, ["n", 3, 4, 4])],
         {"w": np.random.default_rng(2).normal(size=(3, 2, 3, 3)).astype(np.float32)},
     )
-    feed = {"x": np.random.default_rng(3).normal(size=(2, 2, 6, 6)).astype(np.float32)}
+    feed: dict[str, Any] = {
+        "x": np.random.default_rng(3).normal(size=(2, 2, 6, 6)).astype(np.float32)
+    }
     bench.compile(model, device="webgpu")
     try:
         session = bench.load()
     except UnavailableError as error:
         pytest.skip(error.message)
     with contextlib.closing(session):
-        expected = ReferenceEvaluator(model).run(None, feed)[0]
+        expected = _reference(model, feed)[0]
         np.testing.assert_allclose(session.run(feed)["y"], expected, rtol=1e-4, atol=1e-5)
 
 
@@ -706,12 +713,47 @@ def test_the_browser_ends_with_a_process_that_is_killed(tmp_path: Path) -> None:
 
 
 @environment
+@pytest.mark.usefixtures("in_browser")
+def test_without_a_sandbox_it_runs_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = browser.find()
+    program = tmp_path / "chromium"
+    program.write_text(
+        f"""#!/bin/sh
+case "$*" in *--no-sandbox*) exec {real} "$@";; esac
+echo "FATAL: No usable sandbox!" >&2
+exit 1
+"""
+    )
+    program.chmod(0o755)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    opened = browser.Browser(program)
+    with (
+        contextlib.closing(opened),
+        contextlib.closing(web_server.WebServer(plugin.PAGE)) as server,
+    ):
+        assert not opened.sandboxed
+        page = opened.open_page(server.address)
+        assert page.evaluate("crossOriginIsolated") is True
+        with pytest.raises(PluginError, match="wrong on purpose"):
+            page.evaluate("Promise.reject(new Error('wrong on purpose'))")
+        process = opened.page_process()
+        assert process is not None
+        os.kill(process, signal.SIGKILL)
+        with pytest.raises(PluginError, match="process of the page ended"):
+            page.evaluate("new Promise(() => {})")
+
+
+@environment
 @pytest.mark.usefixtures("quick")
 def test_the_page_by_hand(bench: Any, convolutions: onnx.ModelProto, tmp_path: Path) -> None:
     """As a user would: open a file with inputs and outputs, press the button, read the page."""
     bench.compile(convolutions)
-    feed = {"x": np.random.default_rng(0).normal(size=(1, 16, 20, 36)).astype(np.float32)}
-    outputs = ReferenceEvaluator(convolutions).run(None, feed)
+    feed: dict[str, Any] = {
+        "x": np.random.default_rng(0).normal(size=(1, 16, 20, 36)).astype(np.float32)
+    }
+    outputs = _reference(convolutions, feed)
     np.savez(tmp_path / "right.npz", in_x=feed["x"], out_y=outputs[0])
     np.savez_compressed(tmp_path / "wrong.npz", in_x=feed["x"], out_y=outputs[0] + 1)
     np.save(tmp_path / "x.npy", feed["x"].astype(np.float64))
