@@ -58,17 +58,19 @@ PAGE = Path(__file__).with_name("page")
 
 # what each device needs of the package: the module, what it loads, and the machine code
 RUNTIME = {
-    "wasm": {
-        "module": "ort.wasm.min.mjs",
-        "loader": "ort-wasm-simd-threaded.mjs",
-        "binary": "ort-wasm-simd-threaded.wasm",
-    },
-    "webgpu": {
-        "module": "ort.webgpu.min.mjs",
-        "loader": "ort-wasm-simd-threaded.asyncify.mjs",
-        "binary": "ort-wasm-simd-threaded.asyncify.wasm",
-    },
+    "wasm": (
+        "ort.wasm.min.mjs",
+        "ort-wasm-simd-threaded.mjs",
+        "ort-wasm-simd-threaded.wasm",
+    ),
+    "webgpu": (
+        "ort.webgpu.min.mjs",
+        "ort-wasm-simd-threaded.asyncify.mjs",
+        "ort-wasm-simd-threaded.asyncify.wasm",
+    ),
 }
+# In the folder they have these names: not every web server knows that .mjs is JavaScript.
+ROLES = {"module": "ort.js", "loader": "ort-loader.js", "binary": "ort.wasm"}
 
 HEADERS = (
     "for threads the web server must send `Cross-Origin-Opener-Policy: same-origin` and "
@@ -95,43 +97,37 @@ def probe() -> tuple[Availability, ...]:
     try:
         browser = Browser(find(), webgpu=True)
     except UnavailableError as error:
-        detail = f"{error.message}; {error.hint}" if error.hint else error.message
-        return tuple(
-            Availability(device=device, available=False, detail=detail) for device in RUNTIME
-        )
+        return _unavailable(f"{error.message}; {error.hint}" if error.hint else error.message)
     try:
         server = WebServer(PAGE)
         try:
             found = browser.open_page(f"{server.address}index.html").evaluate(ASK)
         finally:
             server.close()
-        product = browser.product.replace("/", " ")
-        versions = {"browser": product, npm_package.PACKAGE: npm_package.VERSION}
-        sandbox = "" if browser.sandboxed else ", without its sandbox"
-        where = f"{product} (`{browser.program}`{sandbox})"
-        threads = found["threads"] if found["isolated"] else 1
-        gpu = found["gpu"]
-        detail = f"{where} on {_adapter(gpu)}" if gpu else f"{where} offers no adapter"
-        # not for `-t all`: a model that takes 0.1 s takes half a minute there
-        hardware = gpu is not None and not gpu["software"]
-        if gpu and not hardware:
-            detail += "; `web:webgpu` by name uses it all the same"
-        return (
-            Availability(
-                device="wasm",
-                available=True,
-                detail=f"{where}, up to {threads} threads",
-                versions=versions,
-            ),
-            Availability(
-                device="webgpu",
-                available=hardware,
-                detail=detail,
-                versions=versions,
-            ),
-        )
+    except PluginError as error:
+        return _unavailable(f"`{browser.program}`: {error.message}")
     finally:
         browser.close()
+    product = browser.product.replace("/", " ")
+    versions = {"browser": product, npm_package.PACKAGE: npm_package.VERSION}
+    sandbox = "" if browser.sandboxed else ", without its sandbox"
+    where = f"{product} (`{browser.program}`{sandbox})"
+    threads = found["threads"] if found["isolated"] else 1
+    gpu = found["gpu"]
+    # a software adapter is not for `-t all`: a model that takes 0.1 s takes half a minute there
+    hardware = gpu is not None and not gpu["software"]
+    detail = f"{where} on {_adapter(gpu)}" if gpu else f"{where} offers no adapter"
+    if gpu and not hardware:
+        detail += "; `web:webgpu` by name uses it all the same"
+    wasm = f"{where}, up to {threads} threads"
+    return (
+        Availability(device="wasm", available=True, detail=wasm, versions=versions),
+        Availability(device="webgpu", available=hardware, detail=detail, versions=versions),
+    )
+
+
+def _unavailable(detail: str) -> tuple[Availability, ...]:
+    return tuple(Availability(device=each, available=False, detail=detail) for each in RUNTIME)
 
 
 def compile(request: CompileRequest) -> CompileResult:
@@ -147,10 +143,10 @@ def compile(request: CompileRequest) -> CompileResult:
         raise UnsupportedError(
             f"target web has no precision `{request.precision}`", hint="it has fp32"
         )
-    if request.hardware is not None:
+    if request.hardware is not None and not request.hardware.architecture.startswith("wasm"):
         raise UnsupportedError(
-            "target web compiles for no machine: its folder runs in every browser",
-            hint="leave --hardware out",
+            f"target web compiles for browsers, not for {request.hardware.name}",
+            hint="leave --hardware out: its folder runs in the browser of any machine",
         )
     _check_dtypes(request.signature)
     phase("reading the model")
@@ -159,10 +155,10 @@ def compile(request: CompileRequest) -> CompileResult:
     phase("writing the model")
     files = model_files.write(model, request.model, inputs, payload)
     signature = Signature(inputs=inputs, outputs=_outputs(model, request.signature.outputs))
-    runtime = RUNTIME[request.device]
     archive = npm_package.archive()
     phase("writing the page")
-    npm_package.unpack(archive, runtime.values(), payload)
+    runtime = dict(zip(RUNTIME[request.device], ROLES.values(), strict=True))
+    npm_package.unpack(archive, runtime, payload)
     for path in sorted(PAGE.iterdir()):
         shutil.copyfile(path, payload / path.name)
     _write_manifest(payload, request, signature, settings, model.graph.name, files)
@@ -229,7 +225,7 @@ def _write_manifest(
         "optimization": "disabled" if level == "none" else level,
         "model": list(files),
         "bytes": sum((payload / file).stat().st_size for file in files),
-        "runtime": {**RUNTIME[request.device], "version": npm_package.VERSION},
+        "runtime": {**ROLES, "version": npm_package.VERSION},
         "inputs": specs(signature.inputs),
         "outputs": specs(signature.outputs),
     }

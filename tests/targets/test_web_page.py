@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import http.client
+import http.server
 import io
 import json
 import os
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -179,9 +181,9 @@ def test_unpacking_takes_only_what_it_was_asked_for(tmp_path: Path) -> None:
     names = ["../evil", "/evil", "package/dist/../../evil", "package/other", "package/dist/b.mjs"]
     path = _tarball(tmp_path / "a.tgz", dict.fromkeys(names, b"x") | {"package/dist/a.mjs": b"a"})
     (tmp_path / "inner" / "to").mkdir(parents=True)
-    npm_package.unpack(path, ["a.mjs"], tmp_path / "inner" / "to")
+    npm_package.unpack(path, {"a.mjs": "a.js"}, tmp_path / "inner" / "to")
     found = [each for each in tmp_path.rglob("*") if each.is_file() and each != path]
-    assert found == [tmp_path / "inner" / "to" / "a.mjs"]
+    assert found == [tmp_path / "inner" / "to" / "a.js"]
     assert found[0].read_bytes() == b"a"
 
 
@@ -198,7 +200,7 @@ def test_a_member_that_is_no_file_is_refused(tmp_path: Path, member: tarfile.Tar
     path = _tarball(tmp_path / "a.tgz", {"package/other": b"secret", "link": member})
     (tmp_path / "to").mkdir()
     with pytest.raises(PluginError, match="not a plain file"):
-        npm_package.unpack(path, ["a.mjs"], tmp_path / "to")
+        npm_package.unpack(path, {"a.mjs": "a.js"}, tmp_path / "to")
     assert list((tmp_path / "to").iterdir()) == []
 
 
@@ -210,13 +212,13 @@ def test_an_archive_that_cannot_be_unpacked(tmp_path: Path, content: bytes) -> N
         content = whole[: len(whole) // 2]
     path.write_bytes(content)
     with pytest.raises(PluginError, match=r"a\.tgz"):
-        npm_package.unpack(path, ["a.mjs"], tmp_path)
+        npm_package.unpack(path, {"a.mjs": "a.js"}, tmp_path)
 
 
 def test_a_file_that_the_archive_lacks_is_named(tmp_path: Path) -> None:
     path = _tarball(tmp_path / "a.tgz", {"package/dist/a.mjs": b"a"})
     with pytest.raises(PluginError, match=r"lacks package/dist/b\.wasm"):
-        npm_package.unpack(path, ["a.mjs", "b.wasm"], tmp_path)
+        npm_package.unpack(path, {"a.mjs": "a.js", "b.wasm": "b.wasm"}, tmp_path)
 
 
 # --- tensors on their way -------------------------------------------------------------------------
@@ -330,7 +332,7 @@ def test_bytes_are_offered_and_taken_once(served: web_server.WebServer) -> None:
 def no_browser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine without a browser, and a package with the names that are asked for."""
     monkeypatch.setenv("CHROME_PATH", str(tmp_path / "nowhere"))
-    names = {name for files in plugin.RUNTIME.values() for name in files.values()}
+    names = {name for files in plugin.RUNTIME.values() for name in files}
     path = _tarball(tmp_path / "w.tgz", {f"package/dist/{name}": name.encode() for name in names})
     monkeypatch.setattr(npm_package, "archive", lambda: path)
 
@@ -745,6 +747,46 @@ exit 1
             page.evaluate("new Promise(() => {})")
 
 
+class Plain(http.server.SimpleHTTPRequestHandler):
+    """A web server that knows nothing of us."""
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+@environment
+@pytest.mark.usefixtures("quick")
+def test_the_page_on_a_plain_web_server(bench: Any, convolutions: onnx.ModelProto) -> None:
+    bench.compile(convolutions)
+    handler = functools.partial(Plain, directory=str(bench.payload))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        opened = browser.Browser(browser.find())
+        with contextlib.closing(opened):
+            page = opened.open_page(f"http://127.0.0.1:{server.server_port}/")
+            _until(page, "document.querySelectorAll('#inputs .tensor').length === 1")
+            assert "One thread only" in _state(page)
+            page.evaluate("document.getElementById('seconds').value = 0.5")
+            page.evaluate("document.getElementById('start').click()")
+            _until(page, "document.getElementById('state').textContent.startsWith('Done')")
+            assert "WebAssembly, 1 thread." in page.evaluate(
+                "document.getElementById('backend').textContent"
+            )
+        server.shutdown()
+
+
+def _state(page: Any) -> str:
+    return str(page.evaluate("document.getElementById('state').textContent"))
+
+
+def _until(page: Any, condition: str) -> None:
+    for _ in range(1200):
+        if page.evaluate(condition):
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"{condition} never was: {_state(page)}")
+
+
 @environment
 @pytest.mark.usefixtures("quick")
 def test_the_page_by_hand(bench: Any, convolutions: onnx.ModelProto, tmp_path: Path) -> None:
@@ -764,29 +806,19 @@ def test_the_page_by_hand(bench: Any, convolutions: onnx.ModelProto, tmp_path: P
     ):
         page = opened.open_page(server.address)
 
-        def state() -> str:
-            return str(page.evaluate("document.getElementById('state').textContent"))
-
         def choose(name: str) -> None:
             root = page.call("DOM.getDocument")["root"]["nodeId"]
             node = page.call("DOM.querySelector", nodeId=root, selector="#file")["nodeId"]
             page.call("DOM.setFileInputFiles", nodeId=node, files=[str(tmp_path / name)])
 
-        def until(condition: str) -> None:
-            for _ in range(1200):
-                if page.evaluate(condition):
-                    return
-                time.sleep(0.05)
-            raise AssertionError(f"{condition} never was: {state()}")
-
-        until("document.querySelectorAll('#inputs .tensor').length === 1")
+        _until(page, "document.querySelectorAll('#inputs .tensor').length === 1")
         page.evaluate("document.getElementById('seconds').value = 0.5")
         for name, said in (("wrong.npz", "differ"), ("right.npz", "agree")):
             choose(name)
-            until("document.getElementById('state').textContent.startsWith('From the file')")
+            _until(page, "document.getElementById('state').textContent.startsWith('From the file')")
             page.evaluate("document.getElementById('start').click()")
-            until("document.getElementById('state').textContent.startsWith('Done')")
-            assert said in state()
+            _until(page, "document.getElementById('state').textContent.startsWith('Done')")
+            assert said in _state(page)
         assert re.fullmatch(
             r"[\d.]+ m?s", page.evaluate("document.getElementById('p50').textContent")
         )
@@ -794,8 +826,8 @@ def test_the_page_by_hand(bench: Any, convolutions: onnx.ModelProto, tmp_path: P
             "document.getElementById('backend').textContent"
         )
         choose("x.npy")
-        until("document.getElementById('state').className === 'bad'")
-        assert "takes float32, and the file holds float64" in state()
+        _until(page, "document.getElementById('state').className === 'bad'")
+        assert "takes float32, and the file holds float64" in _state(page)
         page.call(
             "Emulation.setDeviceMetricsOverride",
             width=320,
