@@ -77,6 +77,9 @@ HEADERS = (
     "`Cross-Origin-Embedder-Policy: require-corp`, over https; else the page runs in one"
 )
 
+# what exporters call a graph that has no name of its own
+NAMELESS = r"|(main|torch|tf2onnx|torch[-_]jit([-_]export)?)?[-_]?(graph|model)?"
+
 NO_ADAPTER = "offers no WebGPU adapter"
 
 # What a browser must have, and what it says of its GPU; a driver may leave that without an answer.
@@ -109,7 +112,7 @@ def probe() -> tuple[Availability, ...]:
     finally:
         browser.close()
     product = browser.product.replace("/", " ")
-    versions = {"browser": product, npm_package.PACKAGE: npm_package.VERSION}
+    versions = {npm_package.PACKAGE: npm_package.VERSION}
     sandbox = "" if browser.sandboxed else ", without its sandbox"
     where = f"{product} (`{browser.program}`{sandbox})"
     threads = found["threads"] if found["isolated"] else 1
@@ -216,9 +219,10 @@ def _write_manifest(
             for spec in of
         ]
 
+    generic = re.fullmatch(NAMELESS, name) is not None
     level = settings["optimization"]
     manifest = {
-        "name": name,
+        "name": "" if generic else name,
         "device": request.device,
         "precision": request.precision,
         "threads": request.threads,
