@@ -40,7 +40,7 @@ def pack(tensors: Mapping[str, Array]) -> list[bytes | memoryview]:
             entry |= {"type": "string", "strings": [str(item) for item in tensor.reshape(-1)]}
         else:
             little = np.ascontiguousarray(tensor, dtype=tensor.dtype.newbyteorder("<"))
-            datas.append(memoryview(little.reshape(-1).view(np.uint8)))
+            datas.append(little.reshape(-1).view(np.uint8).data)
             entry |= {"type": tensor.dtype.name, "bytes": little.nbytes}
         entries.append(entry)
     # the places depend on the header's length, and that on the places: give them room

@@ -16,7 +16,7 @@ import tarfile
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from deploykit.errors import PluginError, UnavailableError
@@ -81,13 +81,13 @@ def integrity_of(path: Path) -> str:
     return f"sha512-{base64.b64encode(digest.digest()).decode()}"
 
 
-def unpack(path: Path, names: Iterable[str], destination: Path) -> None:
-    """Copy the files `names` of the archive's `dist` folder into `destination`.
+def unpack(path: Path, names: Mapping[str, str], destination: Path) -> None:
+    """Copy files of the archive's `dist` folder into `destination`: name there to name here.
 
     Only plain files of exactly these names are looked at, so no path of the archive matters. Raises
     PluginError where one is missing, is no plain file or is too large.
     """
-    wanted = {f"package/dist/{name}": name for name in names}
+    wanted = {f"package/dist/{name}": own for name, own in names.items()}
     try:
         with tarfile.open(path, "r:gz") as archive:
             for member in archive:

@@ -19,7 +19,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -28,7 +27,13 @@ from deploykit._plugins.targets.web_page.browser import Browser, find
 from deploykit._plugins.targets.web_page.web_server import WebServer
 from deploykit._plugins.targets.web_page.web_session import WebPage, WebSession
 
-from deploykit.errors import PluginError, SourceError, UnavailableError, UnsupportedError
+from deploykit.errors import (
+    PluginError,
+    SourceError,
+    StepOutOfMemory,
+    UnavailableError,
+    UnsupportedError,
+)
 from deploykit.onnx_file import signature_of
 from deploykit.onnx_graph import fixed_inputs
 from deploykit.plugin_settings import Setting, in_force
@@ -53,22 +58,27 @@ PAGE = Path(__file__).with_name("page")
 
 # what each device needs of the package: the module, what it loads, and the machine code
 RUNTIME = {
-    "wasm": {
-        "module": "ort.wasm.min.mjs",
-        "loader": "ort-wasm-simd-threaded.mjs",
-        "binary": "ort-wasm-simd-threaded.wasm",
-    },
-    "webgpu": {
-        "module": "ort.webgpu.min.mjs",
-        "loader": "ort-wasm-simd-threaded.asyncify.mjs",
-        "binary": "ort-wasm-simd-threaded.asyncify.wasm",
-    },
+    "wasm": (
+        "ort.wasm.min.mjs",
+        "ort-wasm-simd-threaded.mjs",
+        "ort-wasm-simd-threaded.wasm",
+    ),
+    "webgpu": (
+        "ort.webgpu.min.mjs",
+        "ort-wasm-simd-threaded.asyncify.mjs",
+        "ort-wasm-simd-threaded.asyncify.wasm",
+    ),
 }
+# In the folder they have these names: not every web server knows that .mjs is JavaScript.
+ROLES = {"module": "ort.js", "loader": "ort-loader.js", "binary": "ort.wasm"}
 
 HEADERS = (
     "for threads the web server must send `Cross-Origin-Opener-Policy: same-origin` and "
     "`Cross-Origin-Embedder-Policy: require-corp`, over https; else the page runs in one"
 )
+
+# what exporters call a graph that has no name of its own
+NAMELESS = r"|(main|torch|tf2onnx|torch[-_]jit([-_]export)?)?[-_]?(graph|model)?"
 
 NO_ADAPTER = "offers no WebGPU adapter"
 
@@ -90,43 +100,37 @@ def probe() -> tuple[Availability, ...]:
     try:
         browser = Browser(find(), webgpu=True)
     except UnavailableError as error:
-        detail = f"{error.message}; {error.hint}" if error.hint else error.message
-        return tuple(
-            Availability(device=device, available=False, detail=detail) for device in RUNTIME
-        )
+        return _unavailable(f"{error.message}; {error.hint}" if error.hint else error.message)
     try:
         server = WebServer(PAGE)
         try:
             found = browser.open_page(f"{server.address}index.html").evaluate(ASK)
         finally:
             server.close()
-        product = browser.product.replace("/", " ")
-        versions = {"browser": product, npm_package.PACKAGE: npm_package.VERSION}
-        sandbox = "" if browser.sandboxed else ", without its sandbox"
-        where = f"{product} (`{browser.program}`{sandbox})"
-        threads = found["threads"] if found["isolated"] else 1
-        gpu = found["gpu"]
-        detail = f"{where} on {_adapter(gpu)}" if gpu else f"{where} offers no adapter"
-        # not for `-t all`: a model that takes 0.1 s takes half a minute there
-        hardware = gpu is not None and not gpu["software"]
-        if gpu and not hardware:
-            detail += "; `web:webgpu` by name uses it all the same"
-        return (
-            Availability(
-                device="wasm",
-                available=True,
-                detail=f"{where}, up to {threads} threads",
-                versions=versions,
-            ),
-            Availability(
-                device="webgpu",
-                available=hardware,
-                detail=detail,
-                versions=versions,
-            ),
-        )
+    except PluginError as error:
+        return _unavailable(f"`{browser.program}`: {error.message}")
     finally:
         browser.close()
+    product = browser.product.replace("/", " ")
+    versions = {npm_package.PACKAGE: npm_package.VERSION}
+    sandbox = "" if browser.sandboxed else ", without its sandbox"
+    where = f"{product} (`{browser.program}`{sandbox})"
+    threads = found["threads"] if found["isolated"] else 1
+    gpu = found["gpu"]
+    # a software adapter is not for `-t all`: a model that takes 0.1 s takes half a minute there
+    hardware = gpu is not None and not gpu["software"]
+    detail = f"{where} on {_adapter(gpu)}" if gpu else f"{where} offers no adapter"
+    if gpu and not hardware:
+        detail += "; `web:webgpu` by name uses it all the same"
+    wasm = f"{where}, up to {threads} threads"
+    return (
+        Availability(device="wasm", available=True, detail=wasm, versions=versions),
+        Availability(device="webgpu", available=hardware, detail=detail, versions=versions),
+    )
+
+
+def _unavailable(detail: str) -> tuple[Availability, ...]:
+    return tuple(Availability(device=each, available=False, detail=detail) for each in RUNTIME)
 
 
 def compile(request: CompileRequest) -> CompileResult:
@@ -142,10 +146,10 @@ def compile(request: CompileRequest) -> CompileResult:
         raise UnsupportedError(
             f"target web has no precision `{request.precision}`", hint="it has fp32"
         )
-    if request.hardware is not None:
+    if request.hardware is not None and not request.hardware.architecture.startswith("wasm"):
         raise UnsupportedError(
-            "target web compiles for no machine: its folder runs in every browser",
-            hint="leave --hardware out",
+            f"target web compiles for browsers, not for {request.hardware.name}",
+            hint="leave --hardware out: its folder runs in the browser of any machine",
         )
     _check_dtypes(request.signature)
     phase("reading the model")
@@ -154,10 +158,10 @@ def compile(request: CompileRequest) -> CompileResult:
     phase("writing the model")
     files = model_files.write(model, request.model, inputs, payload)
     signature = Signature(inputs=inputs, outputs=_outputs(model, request.signature.outputs))
-    runtime = RUNTIME[request.device]
     archive = npm_package.archive()
     phase("writing the page")
-    npm_package.unpack(archive, runtime.values(), payload)
+    runtime = dict(zip(RUNTIME[request.device], ROLES.values(), strict=True))
+    npm_package.unpack(archive, runtime, payload)
     for path in sorted(PAGE.iterdir()):
         shutil.copyfile(path, payload / path.name)
     _write_manifest(payload, request, signature, settings, model.graph.name, files)
@@ -177,7 +181,7 @@ def load(request: LoadRequest) -> WebSession:
     phase("loading")
     page = _opened(Path(request.payload), request.device, request.threads)
     if not page.browser.sandboxed:
-        warnings.warn("the browser runs without its sandbox", stacklevel=2)
+        phase("loaded; the browser has no sandbox here")
     return WebSession(page, request.signature)
 
 
@@ -215,16 +219,17 @@ def _write_manifest(
             for spec in of
         ]
 
+    generic = re.fullmatch(NAMELESS, name) is not None
     level = settings["optimization"]
     manifest = {
-        "name": name,
+        "name": "" if generic else name,
         "device": request.device,
         "precision": request.precision,
         "threads": request.threads,
         "optimization": "disabled" if level == "none" else level,
         "model": list(files),
         "bytes": sum((payload / file).stat().st_size for file in files),
-        "runtime": {**RUNTIME[request.device], "version": npm_package.VERSION},
+        "runtime": {**ROLES, "version": npm_package.VERSION},
         "inputs": specs(signature.inputs),
         "outputs": specs(signature.outputs),
     }
@@ -289,6 +294,8 @@ def _raise_translated(error: PluginError, device: str) -> NoReturn:
         raise UnsupportedError(
             f"target web has no kernel for operator {operator}: {said}", operators=(operator,)
         ) from error
+    if re.search(r"bad_alloc|failed to allocate|out of memory", said, re.IGNORECASE):
+        raise StepOutOfMemory(f"the page has no memory for the model: {said}") from error
     code = re.search(r"ERROR_CODE: (\d+)", text)
     # OrtErrorCode: 7 ORT_INVALID_PROTOBUF, 10 ORT_INVALID_GRAPH, 1 ORT_FAIL, 2 ORT_INVALID_ARGUMENT
     if code is not None and code[1] in ("1", "2", "7", "10"):

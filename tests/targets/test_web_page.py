@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import http.client
+import http.server
 import io
 import json
 import os
@@ -14,10 +15,11 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +56,7 @@ environment = pytest.mark.environment
 # --- the package of npm ---------------------------------------------------------------------------
 
 
-def _tarball(path: Path, members: dict[str, bytes | tarfile.TarInfo]) -> Path:
+def _tarball(path: Path, members: Mapping[str, bytes | tarfile.TarInfo]) -> Path:
     with tarfile.open(path, "w:gz") as archive:
         for name, content in members.items():
             if isinstance(content, tarfile.TarInfo):
@@ -179,9 +181,9 @@ def test_unpacking_takes_only_what_it_was_asked_for(tmp_path: Path) -> None:
     names = ["../evil", "/evil", "package/dist/../../evil", "package/other", "package/dist/b.mjs"]
     path = _tarball(tmp_path / "a.tgz", dict.fromkeys(names, b"x") | {"package/dist/a.mjs": b"a"})
     (tmp_path / "inner" / "to").mkdir(parents=True)
-    npm_package.unpack(path, ["a.mjs"], tmp_path / "inner" / "to")
+    npm_package.unpack(path, {"a.mjs": "a.js"}, tmp_path / "inner" / "to")
     found = [each for each in tmp_path.rglob("*") if each.is_file() and each != path]
-    assert found == [tmp_path / "inner" / "to" / "a.mjs"]
+    assert found == [tmp_path / "inner" / "to" / "a.js"]
     assert found[0].read_bytes() == b"a"
 
 
@@ -198,7 +200,7 @@ def test_a_member_that_is_no_file_is_refused(tmp_path: Path, member: tarfile.Tar
     path = _tarball(tmp_path / "a.tgz", {"package/other": b"secret", "link": member})
     (tmp_path / "to").mkdir()
     with pytest.raises(PluginError, match="not a plain file"):
-        npm_package.unpack(path, ["a.mjs"], tmp_path / "to")
+        npm_package.unpack(path, {"a.mjs": "a.js"}, tmp_path / "to")
     assert list((tmp_path / "to").iterdir()) == []
 
 
@@ -210,13 +212,13 @@ def test_an_archive_that_cannot_be_unpacked(tmp_path: Path, content: bytes) -> N
         content = whole[: len(whole) // 2]
     path.write_bytes(content)
     with pytest.raises(PluginError, match=r"a\.tgz"):
-        npm_package.unpack(path, ["a.mjs"], tmp_path)
+        npm_package.unpack(path, {"a.mjs": "a.js"}, tmp_path)
 
 
 def test_a_file_that_the_archive_lacks_is_named(tmp_path: Path) -> None:
     path = _tarball(tmp_path / "a.tgz", {"package/dist/a.mjs": b"a"})
     with pytest.raises(PluginError, match=r"lacks package/dist/b\.wasm"):
-        npm_package.unpack(path, ["a.mjs", "b.wasm"], tmp_path)
+        npm_package.unpack(path, {"a.mjs": "a.js", "b.wasm": "b.wasm"}, tmp_path)
 
 
 # --- tensors on their way -------------------------------------------------------------------------
@@ -330,7 +332,7 @@ def test_bytes_are_offered_and_taken_once(served: web_server.WebServer) -> None:
 def no_browser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine without a browser, and a package with the names that are asked for."""
     monkeypatch.setenv("CHROME_PATH", str(tmp_path / "nowhere"))
-    names = {name for files in plugin.RUNTIME.values() for name in files.values()}
+    names = {name for files in plugin.RUNTIME.values() for name in files}
     path = _tarball(tmp_path / "w.tgz", {f"package/dist/{name}": name.encode() for name in names})
     monkeypatch.setattr(npm_package, "archive", lambda: path)
 
@@ -369,12 +371,12 @@ def test_a_browser_that_cannot_start_says_why(
     program = tmp_path / "chromium"
     program.write_text("#!/bin/sh\necho 'FATAL: a library is missing' >&2\nexit 3\n")
     program.chmod(0o755)
-    (tmp_path / "scratch").mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
     monkeypatch.setenv("CHROME_PATH", str(program))
-    with pytest.raises(UnavailableError, match="a library is missing"):
-        browser.Browser(browser.find())
-    assert list((tmp_path / "scratch").iterdir()) == []
+    with tempfile.TemporaryDirectory() as scratch:
+        monkeypatch.setattr(tempfile, "tempdir", scratch)
+        with pytest.raises(UnavailableError, match="a library is missing"):
+            browser.Browser(browser.find())
+        assert list(Path(scratch).iterdir()) == []
 
 
 @pytest.mark.usefixtures("no_browser")
@@ -423,7 +425,7 @@ def test_weights_beside_the_model_go_along(bench: Any, build: Any, tmp_path: Pat
     written = onnx.load(bench.payload / "model.onnx")
     assert (bench.payload / "weights.bin").stat().st_size < 9000
     source = np.random.default_rng(8)
-    for tensor, shape in zip(written.graph.initializer, ((40, 50), 50), strict=True):
+    for tensor, shape in zip(written.graph.initializer, ((40, 50), (50,)), strict=True):
         expected = source.normal(size=shape).astype(np.float32)
         np.testing.assert_array_equal(numpy_helper.to_array(tensor), expected)
 
@@ -484,7 +486,8 @@ def test_the_page_calls_nobody() -> None:
 
 
 def _index() -> str:
-    return (plugin.PAGE / "index.html").read_text(encoding="utf-8")
+    text: str = (plugin.PAGE / "index.html").read_text(encoding="utf-8")
+    return text
 
 
 # --- in a browser ---------------------------------------------------------------------------------
@@ -513,6 +516,10 @@ def quick(in_browser: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plugin, "_try_in_browser", lambda *_: ())
 
 
+def _reference(model: onnx.ModelProto, feed: dict[str, Any]) -> Any:
+    return ReferenceEvaluator(model).run(None, feed)
+
+
 ELEMENTS = {name: helper.np_dtype_to_tensor_dtype(np.dtype(name)) for name in NUMBERS} | {
     "string": TensorProto.STRING
 }
@@ -534,7 +541,7 @@ def _extremes(name: str, rows: int) -> np.ndarray[Any, Any]:
     if name == "string":
         return np.array([["", "a\U0001f600é", "x" * 300]] * rows, dtype=object).reshape(rows, 3)
     if name == "bool":
-        return np.array([[True, False, True]] * rows).reshape(rows, 3)
+        return np.array([[True, False, True]] * rows, bool).reshape(rows, 3)
     kind = np.dtype(name)
     ends = np.finfo(kind) if kind.kind == "f" else np.iinfo(kind)
     return np.array([[ends.min, ends.max, 1]] * rows, kind).reshape(rows, 3)
@@ -576,7 +583,7 @@ def test_every_element_type_at_several_sizes(bench: Any) -> None:
 def test_weights_beside_the_model_are_right(bench: Any, build: Any, tmp_path: Path) -> None:
     path = _weighted(tmp_path, build)
     feed = {"x": np.random.default_rng(1).normal(size=(3, 40)).astype(np.float32)}
-    expected = ReferenceEvaluator(onnx.load(path)).run(None, feed)[0]
+    expected = _reference(onnx.load(path), feed)[0]
     bench.compile(path)
     (tmp_path / "data.bin").unlink()
     with contextlib.closing(bench.load()) as session:
@@ -608,14 +615,16 @@ def test_software_webgpu(bench: Any, build: Any) -> None:
         [("y", FLOAT, ["n", 3, 4, 4])],
         {"w": np.random.default_rng(2).normal(size=(3, 2, 3, 3)).astype(np.float32)},
     )
-    feed = {"x": np.random.default_rng(3).normal(size=(2, 2, 6, 6)).astype(np.float32)}
+    feed: dict[str, Any] = {
+        "x": np.random.default_rng(3).normal(size=(2, 2, 6, 6)).astype(np.float32)
+    }
     bench.compile(model, device="webgpu")
     try:
         session = bench.load()
     except UnavailableError as error:
         pytest.skip(error.message)
     with contextlib.closing(session):
-        expected = ReferenceEvaluator(model).run(None, feed)[0]
+        expected = _reference(model, feed)[0]
         np.testing.assert_allclose(session.run(feed)["y"], expected, rtol=1e-4, atol=1e-5)
 
 
@@ -674,7 +683,7 @@ from deploykit._plugins.targets.web_page import browser, plugin
 from deploykit._plugins.targets.web_page.web_server import WebServer
 opened = browser.Browser(browser.find())
 opened.open_page(WebServer(plugin.PAGE).address)
-print(opened.page_process(), flush=True)
+print(opened.page_process(), opened._process._folder, flush=True)
 sys.stdin.read()
 """
 
@@ -682,24 +691,100 @@ sys.stdin.read()
 @environment
 @pytest.mark.usefixtures("in_browser")
 def test_the_browser_ends_with_a_process_that_is_killed(tmp_path: Path) -> None:
+    # also where the folder for temporary files has a path too long for a socket
+    (tmp_path / ("long" * 20)).mkdir()
     with subprocess.Popen(
-        [sys.executable, "-c", KILLED, str(ROOT), str(tmp_path)],
+        [sys.executable, "-c", KILLED, str(ROOT), str(tmp_path / ("long" * 20))],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     ) as process:
         assert process.stdout is not None
-        page = int(process.stdout.readline())
+        number, name = process.stdout.readline().split()
+        page, folder = int(number), Path(name)
         assert is_running(page)
-        assert len(list(tmp_path.iterdir())) == 1
+        assert folder.is_dir()
         process.send_signal(signal.SIGKILL)
         process.wait()
         for _ in range(600):
-            if not is_running(page) and not list(tmp_path.iterdir()):
+            if not is_running(page) and not folder.exists():
                 break
             time.sleep(0.1)
     assert not is_running(page)
-    assert list(tmp_path.iterdir()) == []
+    assert not folder.exists()
+
+
+@environment
+@pytest.mark.usefixtures("in_browser")
+def test_without_a_sandbox_it_runs_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = browser.find()
+    program = tmp_path / "chromium"
+    program.write_text(
+        f"""#!/bin/sh
+case "$*" in *--no-sandbox*) exec {real} "$@";; esac
+echo "FATAL: No usable sandbox!" >&2
+exit 1
+"""
+    )
+    program.chmod(0o755)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    opened = browser.Browser(program)
+    with (
+        contextlib.closing(opened),
+        contextlib.closing(web_server.WebServer(plugin.PAGE)) as server,
+    ):
+        assert not opened.sandboxed
+        page = opened.open_page(server.address)
+        assert page.evaluate("crossOriginIsolated") is True
+        with pytest.raises(PluginError, match="wrong on purpose"):
+            page.evaluate("Promise.reject(new Error('wrong on purpose'))")
+        process = opened.page_process()
+        assert process is not None
+        os.kill(process, signal.SIGKILL)
+        with pytest.raises(PluginError, match="process of the page ended"):
+            page.evaluate("new Promise(() => {})")
+
+
+class Plain(http.server.SimpleHTTPRequestHandler):
+    """A web server that knows nothing of us."""
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+@environment
+@pytest.mark.usefixtures("quick")
+def test_the_page_on_a_plain_web_server(bench: Any, convolutions: onnx.ModelProto) -> None:
+    bench.compile(convolutions)
+    handler = functools.partial(Plain, directory=str(bench.payload))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        opened = browser.Browser(browser.find())
+        with contextlib.closing(opened):
+            page = opened.open_page(f"http://127.0.0.1:{server.server_port}/")
+            _until(page, "document.querySelectorAll('#inputs .tensor').length === 1")
+            assert "One thread only" in _state(page)
+            page.evaluate("document.getElementById('seconds').value = 0.5")
+            page.evaluate("document.getElementById('start').click()")
+            _until(page, "document.getElementById('state').textContent.startsWith('Done')")
+            assert "WebAssembly, 1 thread." in page.evaluate(
+                "document.getElementById('backend').textContent"
+            )
+        server.shutdown()
+
+
+def _state(page: Any) -> str:
+    return str(page.evaluate("document.getElementById('state').textContent"))
+
+
+def _until(page: Any, condition: str) -> None:
+    for _ in range(1200):
+        if page.evaluate(condition):
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"{condition} never was: {_state(page)}")
 
 
 @environment
@@ -707,8 +792,10 @@ def test_the_browser_ends_with_a_process_that_is_killed(tmp_path: Path) -> None:
 def test_the_page_by_hand(bench: Any, convolutions: onnx.ModelProto, tmp_path: Path) -> None:
     """As a user would: open a file with inputs and outputs, press the button, read the page."""
     bench.compile(convolutions)
-    feed = {"x": np.random.default_rng(0).normal(size=(1, 16, 20, 36)).astype(np.float32)}
-    outputs = ReferenceEvaluator(convolutions).run(None, feed)
+    feed: dict[str, Any] = {
+        "x": np.random.default_rng(0).normal(size=(1, 16, 20, 36)).astype(np.float32)
+    }
+    outputs = _reference(convolutions, feed)
     np.savez(tmp_path / "right.npz", in_x=feed["x"], out_y=outputs[0])
     np.savez_compressed(tmp_path / "wrong.npz", in_x=feed["x"], out_y=outputs[0] + 1)
     np.save(tmp_path / "x.npy", feed["x"].astype(np.float64))
@@ -719,29 +806,19 @@ def test_the_page_by_hand(bench: Any, convolutions: onnx.ModelProto, tmp_path: P
     ):
         page = opened.open_page(server.address)
 
-        def state() -> str:
-            return str(page.evaluate("document.getElementById('state').textContent"))
-
         def choose(name: str) -> None:
             root = page.call("DOM.getDocument")["root"]["nodeId"]
             node = page.call("DOM.querySelector", nodeId=root, selector="#file")["nodeId"]
             page.call("DOM.setFileInputFiles", nodeId=node, files=[str(tmp_path / name)])
 
-        def until(condition: str) -> None:
-            for _ in range(1200):
-                if page.evaluate(condition):
-                    return
-                time.sleep(0.05)
-            raise AssertionError(f"{condition} never was: {state()}")
-
-        until("document.querySelectorAll('#inputs .tensor').length === 1")
+        _until(page, "document.querySelectorAll('#inputs .tensor').length === 1")
         page.evaluate("document.getElementById('seconds').value = 0.5")
         for name, said in (("wrong.npz", "differ"), ("right.npz", "agree")):
             choose(name)
-            until("document.getElementById('state').textContent.startsWith('From the file')")
+            _until(page, "document.getElementById('state').textContent.startsWith('From the file')")
             page.evaluate("document.getElementById('start').click()")
-            until("document.getElementById('state').textContent.startsWith('Done')")
-            assert said in state()
+            _until(page, "document.getElementById('state').textContent.startsWith('Done')")
+            assert said in _state(page)
         assert re.fullmatch(
             r"[\d.]+ m?s", page.evaluate("document.getElementById('p50').textContent")
         )
@@ -749,8 +826,8 @@ def test_the_page_by_hand(bench: Any, convolutions: onnx.ModelProto, tmp_path: P
             "document.getElementById('backend').textContent"
         )
         choose("x.npy")
-        until("document.getElementById('state').className === 'bad'")
-        assert "takes float32, and the file holds float64" in state()
+        _until(page, "document.getElementById('state').className === 'bad'")
+        assert "takes float32, and the file holds float64" in _state(page)
         page.call(
             "Emulation.setDeviceMetricsOverride",
             width=320,
