@@ -278,7 +278,9 @@ def test_real_models(mnn: Bench, golden: Callable[[str], Any], name: str) -> Non
         assert any("Winograd" in note for note in result.notes)
 
 
-def test_a_model_that_takes_no_drawn_input_needs_sizes(mnn: Bench, golden: Callable[[str], Any]) -> None:
+def test_a_model_that_takes_no_drawn_input_needs_sizes(
+    mnn: Bench, golden: Callable[[str], Any]
+) -> None:
     case = golden("silero_vad_v5")
     with pytest.raises(UnsupportedError, match="none of the inputs") as raised:
         mnn.compile(case.path)
