@@ -304,7 +304,7 @@ def recorder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if sys.platform != "linux" or shutil.which("gcc") is None:
         pytest.skip("the recorder needs Linux and gcc")
     built = tmp_path_factory.mktemp("recorder") / "connect_recorder.so"
-    command = ["gcc", "-shared", "-fPIC", "-O2", "-o", built, RECORDER, "-ldl"]
+    command = ["gcc", "-shared", "-fPIC", "-O2", "-o", str(built), str(RECORDER), "-ldl"]
     subprocess.run(command, check=True)
     return built
 
