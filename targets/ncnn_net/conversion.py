@@ -189,10 +189,11 @@ def _gave_up(done: subprocess.CompletedProcess[str], model: Model) -> Unsupporte
     lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip() for line in done.stderr.splitlines()]
     said = [line for line in lines if re.match(r"ort \w+ failed|.*(not supported|unknown)", line)]
     operators = tuple(sorted(model.operators & set(_CONTROL)))
-    blamed = f"; it is known to fail on {', '.join(operators)}" if operators else ""
+    why = said[0][:300] if said else "it gives no reason"
+    if operators:
+        why = f"it cannot take {', '.join(operators)}"
     return UnsupportedError(
-        f"pnnx, which converts for target ncnn, cannot take this model ({how}"
-        f"{': ' + said[0][:300] if said else ''}){blamed}",
+        f"target ncnn: pnnx, its converter, cannot take this model ({how}): {why}",
         operators=operators,
     )
 
