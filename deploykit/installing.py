@@ -241,6 +241,10 @@ def _install_with_pip(
     log: Path,
     listen: Listener,
 ) -> None:
+    if plugin.tool_uv().get("override-dependencies"):
+        raise InstallError(
+            f"{plugin} replaces what its packages ask for, which pip cannot do", hint="install uv"
+        )
     step = f"environment of {plugin}"
     environment = clean_environment()
     for name in [name for name in environment if name.startswith("PIP_")]:

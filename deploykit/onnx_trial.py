@@ -9,7 +9,7 @@ This file also runs inside plugin environments: numpy, onnx and onnxruntime.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -101,7 +101,9 @@ def outputs_seen(
     made = []
     for spec in asked:
         seen = {run.outputs[spec.name].shape for run in runs}
-        shape = spec.shape
+        shape = spec.shape and tuple(
+            None if isinstance(size, int) and size < 0 else size for size in spec.shape
+        )
         if len(seen) == 1 and not dynamic_axes(inputs):
             shape = next(iter(seen))
         elif shape is None and len({len(each) for each in seen}) == 1:
@@ -141,21 +143,23 @@ def reference_runs(
     names = [spec.name for spec in outputs]
     refused = ""
     runs: list[ReferenceRun] = []
-    tried: list[Mapping[str, int]] = []
     for base in _BASES if dynamic_axes(inputs) else (1,):
         plans = size_plans(inputs, _base_sizes(inputs, base))
-        # the last has all axes differ, the one of most elements is the base doubled
-        for plan in (plans[0], plans[-1], max(plans, key=lambda plan: sum(plan.values()))):
-            if plan in tried:
-                continue
-            tried.append(plan)
-            feed = make_feed(inputs, seed=len(tried), sizes=plan, bounds=bounds)
+        seen: dict[str, set[int]] = {key: set() for key in plans[0]}
+        # the last has all axes differ
+        others = sorted(plans[1:-1], key=lambda plan: -sum(plan.values()))
+        for plan in (plans[0], plans[-1], *others):
+            if runs and all(size in seen[key] or len(seen[key]) > 1 for key, size in plan.items()):
+                continue  # teaches nothing
+            feed = make_feed(inputs, seed=len(runs), sizes=plan, bounds=bounds)
             try:
                 values = session.run(names, feed)
             except (raised.Fail, raised.InvalidArgument, raised.RuntimeException) as error:
                 refused = _first_line(error)
                 continue
             runs.append(ReferenceRun(feed, dict(zip(names, values, strict=True))))
+            for key, size in plan.items():
+                seen[key].add(size)
     if not runs and dynamic_axes(inputs):
         raise UnsupportedError(
             f"the model runs on none of the inputs that were drawn to try its sizes: {refused}",
@@ -178,7 +182,7 @@ def first_that_agrees(
     for choice in choices:
         if not _difference(load(choice), runs, tolerance):
             return choice, ""
-    wide = replace(tolerance, atol=10 * tolerance.atol, rtol=10 * tolerance.rtol)
+    wide = Tolerance(atol=10 * tolerance.atol, rtol=10 * tolerance.rtol, steps=tolerance.steps + 2)
     return choices[-1], _difference(load(choices[-1]), runs, wide)
 
 

@@ -19,7 +19,7 @@ NODES = "nodes.json"
 _RUNS = 7
 
 # what MNN appends to the name of a value for the operations that it makes of one node
-_SUFFIX = re.compile(r"(_raster_\d+|__matmul_converted|_\d+|/[^/]*)$")
+_SUFFIX = re.compile(r"(_raster_\d+|__matmul_converted|__before_tr)$")
 
 
 def operators(request: OperatorsRequest) -> tuple[OperatorRun, ...]:

@@ -57,8 +57,27 @@ class Model:
     def write(self, path: Path, inputs: tuple[TensorSpec, ...]) -> Path:
         """Write the model with exactly these inputs as one file, and return its path."""
         set_inputs(self._proto, inputs)
+        _write_products(self._proto)
         path.write_bytes(self._proto.SerializeToString())
         return path
+
+
+def _write_products(model: onnx.ModelProto) -> None:
+    """Write a Gemm that only multiplies as MatMul, which it is.
+
+    pnnx makes of the first a layer that keeps no batch where its input was flattened.
+    """
+    for node in every_node(model.graph):
+        if node.op_type != "Gemm" or len([name for name in node.input if name]) != 2:
+            continue
+        plain = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0}
+        given = {
+            each.name: each.f if each.name in ("alpha", "beta") else each.i
+            for each in node.attribute
+        }
+        if {**plain, **given, "beta": 1.0} == plain:
+            node.op_type = "MatMul"
+            del node.attribute[:], node.input[2:]
 
 
 def read(path: str) -> Model:
@@ -170,10 +189,11 @@ def _gave_up(done: subprocess.CompletedProcess[str], model: Model) -> Unsupporte
     lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip() for line in done.stderr.splitlines()]
     said = [line for line in lines if re.match(r"ort \w+ failed|.*(not supported|unknown)", line)]
     operators = tuple(sorted(model.operators & set(_CONTROL)))
-    blamed = f"; it is known to fail on {', '.join(operators)}" if operators else ""
+    why = said[0][:300] if said else "it gives no reason"
+    if operators:
+        why = f"it cannot take {', '.join(operators)}"
     return UnsupportedError(
-        f"pnnx, which converts for target ncnn, cannot take this model ({how}"
-        f"{': ' + said[0][:300] if said else ''}){blamed}",
+        f"target ncnn: pnnx, its converter, cannot take this model ({how}): {why}",
         operators=operators,
     )
 

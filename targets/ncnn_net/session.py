@@ -48,8 +48,10 @@ def check_dtypes(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) ->
     for spec in inputs:
         if spec.dtype not in _FED:
             raise UnsupportedError(f"target ncnn takes no input of {spec.dtype}: `{spec}`")
-        if spec.shape is not None and len(spec.shape) > _MOST_AXES + 1:
-            raise UnsupportedError(f"target ncnn takes at most 4 axes beside a batch: `{spec}`")
+        if spec.shape is not None and not 1 <= len(spec.shape) <= _MOST_AXES + 1:
+            raise UnsupportedError(
+                f"target ncnn takes inputs of one to four axes beside a batch, not `{spec}`"
+            )
     for spec in outputs:
         if spec.dtype not in _GIVEN:
             raise UnsupportedError(

@@ -188,6 +188,26 @@ def test_the_users_project_does_not_interfere(
 
 
 @pytest.mark.environment
+def test_uv_leaves_out_what_the_block_overrides(
+    package_server: PackageServer, plugin_folder: PluginFolder
+) -> None:
+    package_server.add("deploykit_other", "1.0", requires=("deploykit_demo",))
+    never = """override-dependencies = ["deploykit-demo ; sys_platform == 'never'"]"""
+    plugin_folder.write("alpha", "deploykit_other", fields=f"[tool.uv]\n{never}")
+    made = environments.create(plugins.converter("alpha"))
+    assert made.versions == {"deploykit-other": "1.0"}
+
+
+def test_without_uv_overrides_are_refused(no_uv: None, plugin_folder: PluginFolder) -> None:
+    plugin_folder.write(
+        "alpha", "deploykit_other", fields='[tool.uv]\noverride-dependencies = ["deploykit-demo<2"]'
+    )
+    with pytest.raises(InstallError, match="which pip cannot do") as raised:
+        environments.create(plugins.converter("alpha"))
+    assert raised.value.hint == "install uv"
+
+
+@pytest.mark.environment
 def test_without_uv_pip_does_it(
     no_uv: None,
     package_server: PackageServer,

@@ -246,7 +246,7 @@ def test_names_dtypes_and_dynamic_sizes_stay(mnn: Bench, build: Any) -> None:
     result = mnn.compile(model)
     assert result.signature == signature_of(model)
     assert any("32 bits" in note for note in result.notes)
-    feeds = []
+    feeds: list[dict[str, Array]] = []
     for number, shape in enumerate([(2, 7), (1, 1), (3, 40)]):
         source = np.random.default_rng(number)
         feeds.append(
@@ -278,7 +278,9 @@ def test_real_models(mnn: Bench, golden: Callable[[str], Any], name: str) -> Non
         assert any("Winograd" in note for note in result.notes)
 
 
-def test_a_model_that_takes_no_drawn_input_needs_sizes(mnn: Bench, golden: Callable[[str], Any]) -> None:
+def test_a_model_that_takes_no_drawn_input_needs_sizes(
+    mnn: Bench, golden: Callable[[str], Any]
+) -> None:
     case = golden("silero_vad_v5")
     with pytest.raises(UnsupportedError, match="none of the inputs") as raised:
         mnn.compile(case.path)
@@ -319,7 +321,7 @@ def recorder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if sys.platform != "linux" or shutil.which("gcc") is None:
         pytest.skip("the recorder needs Linux and gcc")
     built = tmp_path_factory.mktemp("recorder") / "connect_recorder.so"
-    command = ["gcc", "-shared", "-fPIC", "-O2", "-o", built, RECORDER, "-ldl"]
+    command = ["gcc", "-shared", "-fPIC", "-O2", "-o", str(built), str(RECORDER), "-ldl"]
     subprocess.run(command, check=True)
     return built
 
@@ -348,7 +350,11 @@ def test_the_modules_that_send_cannot_be_imported(mnn: Bench) -> None:
     )
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run(
-        [mnn.python, "-c", code, root], check=True, capture_output=True, text=True, timeout=120
+        [str(mnn.python), "-c", code, str(root)],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     refused, senders = done.stdout.splitlines()[-2:]
     assert refused.startswith("No module named 'MNN.tools")
