@@ -16,7 +16,6 @@ from deploykit.onnx_opset import opset_of
 if TYPE_CHECKING:
     import numpy as np
     import onnx
-    from deploykit._plugins.targets.litert_flatbuffer.emitting import Shape
 
     Array = np.ndarray[Any, Any]
 
@@ -192,5 +191,3 @@ def halved(model: Built) -> Built:
         for op in model.operators
     ]
     return Built([*front, *operators], model.inputs, model.outputs, model.notes)
-
-

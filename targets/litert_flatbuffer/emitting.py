@@ -32,7 +32,7 @@ Permutation = tuple[int, ...]
 # the activation that a TensorFlow Lite operator can apply to its result by itself
 FUSED = {"RELU": 1, "RELU_N1_TO_1": 2, "RELU6": 3}
 FUSES = frozenset(
-    "ADD SUB MUL DIV CONV_2D DEPTHWISE_CONV_2D FULLY_CONNECTED AVERAGE_POOL_2D MAX_POOL_2D".split()
+    ["ADD", "SUB", "MUL", "DIV", "CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "AVERAGE_POOL_2D", "MAX_POOL_2D"]
 )
 
 
@@ -40,8 +40,7 @@ FUSES = frozenset(
 # these only move them. Wider integers and floats are numbers to all.
 NARROW = frozenset({"int8", "uint8", "int16", "uint16", "uint32"})
 MOVES = frozenset(
-    "CAST RESHAPE TRANSPOSE SLICE STRIDED_SLICE GATHER GATHER_ND SPLIT SPLIT_V EXPAND_DIMS SQUEEZE "
-    "SHAPE TILE BROADCAST_TO SELECT_V2 EQUAL NOT_EQUAL PAD FILL".split()
+    ["CAST", "RESHAPE", "TRANSPOSE", "SLICE", "STRIDED_SLICE", "GATHER", "GATHER_ND", "SPLIT", "SPLIT_V", "EXPAND_DIMS", "SQUEEZE", "SHAPE", "TILE", "BROADCAST_TO", "SELECT_V2", "EQUAL", "NOT_EQUAL", "PAD", "FILL"]
 )
 
 
@@ -71,9 +70,7 @@ class Emitter:
 
         array = np.asarray(value, dtype)
         if array.nbytes > 1024 or quantization is not None:
-            return Tensor(
-                self.name("weights"), array.shape, array.dtype.name, array, quantization
-            )
+            return Tensor(self.name("weights"), array.shape, array.dtype.name, array, quantization)
         key = (array.dtype.name, array.shape, array.tobytes())
         if key not in self._constants:
             self._constants[key] = Tensor(

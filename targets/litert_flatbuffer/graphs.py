@@ -25,9 +25,7 @@ OLDEST = 7
 """Before opset 7 operators broadcast by attributes."""
 
 
-def folded(
-    path: str, inputs: tuple[TensorSpec, ...], known: Collection[str]
-) -> onnx.ModelProto:
+def folded(path: str, inputs: tuple[TensorSpec, ...], known: Collection[str]) -> onnx.ModelProto:
     """Return the model with constants folded and the inputs' sizes fixed as far as known.
 
     Operators that are not `known`, and that ONNX defines by others, are written out. ONNX Runtime

@@ -49,7 +49,7 @@ BINARY = {
     "Xor": "NOT_EQUAL",
 }
 VARIADIC = {"Max": "MAXIMUM", "Min": "MINIMUM", "Sum": "ADD"}
-ANSWERS = frozenset("Equal Greater GreaterOrEqual Less LessOrEqual".split())
+ANSWERS = frozenset(["Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"])
 
 
 def each(make: Callable[[Graph, Node, Tensor], Tensor]) -> Map:
@@ -208,9 +208,7 @@ def prelu(graph: Graph, node: Node) -> None:
     if slope.data is not None and len(set(slope.data.reshape(-1).tolist())) == 1:
         made = graph.emit.unary("LEAKY_RELU", x, alpha=float(slope.data.flat[0]))
     elif x.rank == 4 and slope.data is not None and slope.shape[0] == 1:
-        made = graph.emit.add(
-            "PRELU", [x, graph.emit.reshape(slope, slope.shape[1:])], x.shape
-        )
+        made = graph.emit.add("PRELU", [x, graph.emit.reshape(slope, slope.shape[1:])], x.shape)
     else:
         zero = graph.emit.scalar(0, x)
         below = graph.emit.binary("MUL", slope, graph.emit.binary("MINIMUM", x, zero))

@@ -158,6 +158,4 @@ def mean_variance_normalization(graph: Graph, node: Node) -> None:
     mean = emit.reduce("MEAN", x, axes, keep=True)
     variance = emit.reduce("MEAN", emit.binary("SQUARED_DIFFERENCE", x, mean), axes, keep=True)
     deviation = plus(emit, emit.unary("SQRT", variance), 1e-9)
-    graph.put(
-        node.outputs[0], emit.binary("DIV", emit.binary("SUB", x, mean), deviation), order
-    )
+    graph.put(node.outputs[0], emit.binary("DIV", emit.binary("SUB", x, mean), deviation), order)

@@ -18,9 +18,7 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 
-def fully_connected(
-    emit: Emitter, x: Tensor, weight: Tensor, bias: Tensor | None = None
-) -> Tensor:
+def fully_connected(emit: Emitter, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return x weight^T + bias; `weight` is [out, in], `x` [..., in]."""
     return emit.add(
         "FULLY_CONNECTED",
@@ -50,7 +48,9 @@ def matmul(graph: Graph, node: Node) -> None:
     if known is not None and known.ndim == 2 and a.rank >= 1:
         row = graph.emit.reshape(a, (1, *a.shape)) if a.rank == 1 else a
         made = fully_connected(graph.emit, row, graph.emit.constant(known.T))
-        graph.put(node.outputs[0], graph.emit.reshape(made, made.shape[1:]) if a.rank == 1 else made)
+        graph.put(
+            node.outputs[0], graph.emit.reshape(made, made.shape[1:]) if a.rank == 1 else made
+        )
         return
     b = graph.own(right)
     vector_a, vector_b = a.rank == 1, b.rank == 1

@@ -135,7 +135,9 @@ def _native(graph: Graph, x: Tensor, mode: str, matrices: list[Array]) -> Tensor
         return None
     for align, half in ((False, True), (False, False), (True, False)):
         if all(
-            np.allclose(_sampled(mode, m.shape[1], m.shape[0], align=align, half=half), m, atol=1e-5)
+            np.allclose(
+                _sampled(mode, m.shape[1], m.shape[0], align=align, half=half), m, atol=1e-5
+            )
             for m in matrices
         ):
             sizes = [len(matrix) for matrix in matrices]

@@ -336,7 +336,9 @@ def pad(graph: Graph, node: Node) -> None:
         made = windows.pad(graph.emit, x, pads, value=value)
     elif mode == "reflect" and x.rank <= 5 and x.dtype in ("float32", "int32", "int64"):
         shape = tuple(
-            size + sum(both) if isinstance(size, int) else (size if not sum(both) else f"{size}+{sum(both)}")
+            size + sum(both)
+            if isinstance(size, int)
+            else (size if not sum(both) else f"{size}+{sum(both)}")
             for size, both in zip(x.shape, pads, strict=True)
         )
         where = graph.emit.constant(pads, "int32")
@@ -379,7 +381,9 @@ def shape_of(graph: Graph, node: Node) -> None:
     ]
     if wanted != list(range(len(shape))):
         where = graph.emit.constant(wanted, "int32")
-        whole = graph.emit.add("GATHER", [whole, where], [len(wanted)], None, "GatherOptions", axis=0)
+        whole = graph.emit.add(
+            "GATHER", [whole, where], [len(wanted)], None, "GatherOptions", axis=0
+        )
     graph.put(node.outputs[0], whole)
 
 
@@ -412,9 +416,7 @@ def range_(graph: Graph, node: Node) -> None:
     """Map Range where its end is open."""
     ends = [graph.own(name) for name in node.inputs]
     shape = (f"{node.outputs[0]}.0",)
-    graph.put(
-        node.outputs[0], graph.emit.add("RANGE", ends, shape, ends[0].dtype, "RangeOptions")
-    )
+    graph.put(node.outputs[0], graph.emit.add("RANGE", ends, shape, ends[0].dtype, "RangeOptions"))
 
 
 def one_hot(graph: Graph, node: Node) -> None:

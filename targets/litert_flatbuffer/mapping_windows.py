@@ -86,9 +86,7 @@ def conv(graph: Graph, node: Node) -> None:
     if depthwise:
         table = "DepthwiseConv2DOptions"
         options["depthMultiplier"] = weight_shape[0] // groups
-        made = graph.emit.add(
-            "DEPTHWISE_CONV_2D", [x, weight, bias], shape, None, table, **options
-        )
+        made = graph.emit.add("DEPTHWISE_CONV_2D", [x, weight, bias], shape, None, table, **options)
     else:
         made = graph.emit.add("CONV_2D", [x, weight, bias], shape, None, "Conv2DOptions", **options)
     given(graph, node, made, rank)
@@ -114,9 +112,7 @@ def _conv_of_three_axes(graph: Graph, node: Node, window: Window, groups: int) -
         graph.emit.constant(weight.transpose(2, 3, 4, 1, 0)),
         graph.emit.constant(bias),
     ]
-    made = graph.emit.add(
-        "CONV_3D", inputs, shape, None, "Conv3DOptions", padding=VALID, **options
-    )
+    made = graph.emit.add("CONV_3D", inputs, shape, None, "Conv3DOptions", padding=VALID, **options)
     graph.put(node.outputs[0], made, channels_last(5))
 
 
@@ -281,9 +277,7 @@ def average_pool(graph: Graph, node: Node) -> None:
     given(graph, node, made, rank)
 
 
-def _counted(
-    node: Node, window: Window, sizes: list[int], *, counts_padding: bool
-) -> list[Array]:
+def _counted(node: Node, window: Window, sizes: list[int], *, counts_padding: bool) -> list[Array]:
     """Return how many elements each window counts, along each axis."""
     import numpy as np
 

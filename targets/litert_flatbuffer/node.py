@@ -121,7 +121,9 @@ class Graph:
         tensor has an open size.
         """
         if one_free:
-            unknown = [size for size in sizes if isinstance(size, str) and size not in self.values.sources]
+            unknown = [
+                size for size in sizes if isinstance(size, str) and size not in self.values.sources
+            ]
             open_sizes = unknown or [size for size in sizes if isinstance(size, str)]
             if open_sizes and 0 not in sizes:
                 at = sizes.index(open_sizes[0])

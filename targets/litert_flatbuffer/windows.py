@@ -125,17 +125,13 @@ def _ceiled(graph: Graph, node: Node, window: Window) -> Window:
     return Window(window.kernel, window.strides, window.dilations, window.begin, tuple(end))
 
 
-def padded(
-    emit: Emitter, x: Tensor, window: Window, *, value: float = 0.0
-) -> Tensor:
+def padded(emit: Emitter, x: Tensor, window: Window, *, value: float = 0.0) -> Tensor:
     """Write the padding of the spatial axes of `x`, channels last."""
     pads = [(0, 0), *zip(window.begin, window.end, strict=True), (0, 0)]
     return pad(emit, x, pads, value=value)
 
 
-def pad(
-    emit: Emitter, x: Tensor, pads: list[tuple[int, int]], *, value: float = 0.0
-) -> Tensor:
+def pad(emit: Emitter, x: Tensor, pads: list[tuple[int, int]], *, value: float = 0.0) -> Tensor:
     """Write a PAD; each axis has its padding before and after."""
     shape = tuple(
         size + sum(pads[at])

@@ -218,9 +218,7 @@ def _operator(
     quantized = any(t is not None and t.quantization for t in operator.inputs)
     versions = QUANTIZED_VERSIONS if quantized else VERSIONS
     made = schema.OperatorT()
-    made.opcodeIndex = codes.setdefault(
-        (operator.kind, versions.get(operator.kind, 1)), len(codes)
-    )
+    made.opcodeIndex = codes.setdefault((operator.kind, versions.get(operator.kind, 1)), len(codes))
     made.inputs = [-1 if each is None else number[id(each)] for each in operator.inputs]
     made.outputs = [number[id(each)] for each in operator.outputs]
     if operator.table:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
-from deploykit.errors import UnsupportedError
 from tests.targets.litert_worker import Array, Feed, Litert, Nodes, assert_close, model_of
 
 pytest_plugins = ["tests.targets.litert_fixtures"]
@@ -76,10 +74,7 @@ def scalar(value: float, dtype: Any = np.float32) -> Array:
 
 
 def elementwise() -> None:
-    for name in (
-        "Abs Ceil Cos Exp Floor HardSwish Identity Neg Round Sigmoid Sign Sin Tanh Relu Elu Celu Selu "
-        "LeakyRelu HardSigmoid Softplus Softsign Mish ThresholdedRelu Tan Erf Dropout IsNaN IsInf"
-    ).split():
+    for name in ["Abs", "Ceil", "Cos", "Exp", "Floor", "HardSwish", "Identity", "Neg", "Round", "Sigmoid", "Sign", "Sin", "Tanh", "Relu", "Elu", "Celu", "Selu", "LeakyRelu", "HardSigmoid", "Softplus", "Softsign", "Mish", "ThresholdedRelu", "Tan", "Erf", "Dropout", "IsNaN", "IsInf"]:
         one(name, name, {"x": IMAGE * 3}, opset=20 if name in ("IsNaN", "IsInf") else 18)
     for name in ("Log", "Sqrt", "Reciprocal"):
         one(name, name, {"x": positive(2, 3, 4)})
@@ -89,19 +84,22 @@ def elementwise() -> None:
     one("Gelu", "Gelu", {"x": IMAGE * 2}, opset=20)
     one("Gelu by tanh", "Gelu", {"x": IMAGE * 2}, opset=20, approximate="tanh")
     one("Not", "Not", {"x": truths(3, 4)})
-    for name in "Add Sub Mul Div Max Min".split():
+    for name in ["Add", "Sub", "Mul", "Div", "Max", "Min"]:
         one(f"{name} per channel", name, {"x": IMAGE, "z": normal(2, 6, 1, 1) + 3})
         one(f"{name} of fewer axes", name, {"x": IMAGE, "z": normal(6, 1, 9) + 3})
         one(f"{name} of a scalar", name, {"x": IMAGE, "z": scalar(1.5)})
         one(f"{name} of 5 axes", name, {"x": normal(2, 2, 3, 4, 5), "z": normal(3, 1, 1) + 3})
-        feed = {"x": integers(-20, 20, 3, 4, dtype=np.int32), "z": integers(1, 7, 4, dtype=np.int32)}
+        feed = {
+            "x": integers(-20, 20, 3, 4, dtype=np.int32),
+            "z": integers(1, 7, 4, dtype=np.int32),
+        }
         one(f"{name} of int32", name, feed)
     one("Add of int64", "Add", {"x": integers(-9, 9, 3, 4), "z": integers(-9, 9, 4)})
     one("Pow", "Pow", {"x": positive(3, 4), "z": normal(4)})
     one("Pow of an integer", "Pow", {"x": normal(3, 4)}, {"z": scalar(3, np.int64)})
     for name in ("Sum", "Mean"):
         one(name, name, {"x": IMAGE, "z": normal(9), "w": normal(1, 6, 1, 1)})
-    for name in "Equal Greater GreaterOrEqual Less LessOrEqual".split():
+    for name in ["Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"]:
         for dtype in (np.float32, np.int64):
             feed = {"x": integers(0, 3, 3, 4, dtype=dtype), "z": integers(0, 3, 4, dtype=dtype)}
             one(f"{name} of {dtype.__name__}", name, feed)
@@ -128,10 +126,7 @@ def elementwise() -> None:
 
 def reductions() -> None:
     x = positive(2, 6, 3, 4)
-    for name in (
-        "ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceL1 ReduceL2 ReduceLogSum "
-        "ReduceSumSquare ReduceLogSumExp"
-    ).split():
+    for name in ["ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceSumSquare", "ReduceLogSumExp"]:
         for axes, keep in (((2, 3), 1), ((1,), 0), ((-1, 0), 0)):
             one(f"{name} {axes}", name, {"x": x}, {"a": array(*axes)}, opset=18, keepdims=keep)
         one(f"{name} of all", name, {"x": x}, opset=18, keepdims=0)
@@ -179,7 +174,9 @@ def shapes() -> None:
     one("Unsqueeze", "Unsqueeze", {"x": normal(2, 3)}, {"a": array(0, -1)})
     for order in ((0, 2, 3, 1), (3, 2, 1, 0)):
         one(f"Transpose {order}", "Transpose", {"x": IMAGE}, perm=order)
-    one("Transpose of 6 axes", "Transpose", {"x": normal(2, 3, 4, 2, 3, 2)}, perm=[0, 4, 1, 5, 2, 3])
+    one(
+        "Transpose of 6 axes", "Transpose", {"x": normal(2, 3, 4, 2, 3, 2)}, perm=[0, 4, 1, 5, 2, 3]
+    )
     one("Expand", "Expand", {"x": normal(3, 1)}, {"s": array(2, 1, 4)})
     one("Expand of int64", "Expand", {"x": integers(0, 9, 3, 1)}, {"s": array(2, 1, 4)})
     one("Tile", "Tile", {"x": normal(2, 3)}, {"r": array(2, 3)})
@@ -188,13 +185,21 @@ def shapes() -> None:
         one(f"Pad {mode}", "Pad", {"x": IMAGE}, {"p": pads}, opset=19, mode=mode)
     one("Pad with a value", "Pad", {"x": IMAGE}, {"p": pads, "v": scalar(-2.5)})
     one("Pad by less than nothing", "Pad", {"x": IMAGE}, {"p": array(0, -1, 2, -1, 0, 0, -1, 3)})
-    one("OneHot", "OneHot", {"i": integers(-5, 5, 2, 3)}, {"d": array(5), "v": array(-1, 2)}, axis=1)
+    one(
+        "OneHot", "OneHot", {"i": integers(-5, 5, 2, 3)}, {"d": array(5), "v": array(-1, 2)}, axis=1
+    )
     for mode in ("DCR", "CRD"):
         feed = {"x": normal(2, 12, 3, 5)}
         one(f"DepthToSpace {mode}", "DepthToSpace", feed, blocksize=2, mode=mode)
     one("SpaceToDepth", "SpaceToDepth", {"x": normal(2, 3, 4, 6)}, blocksize=2)
     for upper in (0, 1):
-        one(f"Trilu {upper}", "Trilu", {"x": normal(2, 4, 5)}, {"k": scalar(1, np.int64)}, upper=upper)
+        one(
+            f"Trilu {upper}",
+            "Trilu",
+            {"x": normal(2, 4, 5)},
+            {"k": scalar(1, np.int64)},
+            upper=upper,
+        )
     one("NonZero", "NonZero", {"x": integers(0, 2, 3, 4, dtype=np.float32)})
 
 
@@ -202,11 +207,19 @@ def products() -> None:
     for name, left, right in (
         *(("MatMul", (2, 3, 4), (4, 5)), ("MatMul of batches", (2, 1, 3, 4), (3, 4, 5))),
         *(("MatMul of a row", (4,), (3, 4, 5)), ("MatMul of a column", (2, 3, 4), (4,))),
-        *(("MatMul of vectors", (4,), (4,)), ("MatMul of 5 axes", (2, 2, 2, 3, 4), (2, 1, 2, 4, 5))),
+        *(
+            ("MatMul of vectors", (4,), (4,)),
+            ("MatMul of 5 axes", (2, 2, 2, 3, 4), (2, 1, 2, 4, 5)),
+        ),
     ):
         one(name, "MatMul", {"x": normal(*left), "w": normal(*right)})
         one(f"{name}, constant", "MatMul", {"x": normal(*left)}, {"w": normal(*right)})
-    case("MatMul of a constant left", [("MatMul", ["w", "x"], ["y"], {})], {"x": normal(4, 5)}, {"w": normal(3, 4)})
+    case(
+        "MatMul of a constant left",
+        [("MatMul", ["w", "x"], ["y"], {})],
+        {"x": normal(4, 5)},
+        {"w": normal(3, 4)},
+    )
     for across in (0, 1):
         more = {"transA": across, "transB": across, "alpha": 0.5, "beta": 2.0}
         x, w = normal(3, 4), normal(4, 5)
@@ -218,7 +231,12 @@ def products() -> None:
         ("ij,jk->ki", (2, 3), (3, 4)),
         ("bid,dhe->bihe", (2, 3, 4), (4, 2, 5)),
     ):
-        one(f"Einsum {equation}", "Einsum", {"x": normal(*left), "z": normal(*right)}, equation=equation)
+        one(
+            f"Einsum {equation}",
+            "Einsum",
+            {"x": normal(*left), "z": normal(*right)},
+            equation=equation,
+        )
 
 
 def normalisations() -> None:
@@ -230,7 +248,13 @@ def normalisations() -> None:
     rows = {"s": normal(8), "b": normal(8)}
     one("LayerNormalization", "LayerNormalization", {"x": normal(2, 3, 8)}, rows)
     whole = {"s": normal(3, 8)}
-    one("LayerNormalization of two axes", "LayerNormalization", {"x": normal(2, 3, 8)}, whole, axis=1)
+    one(
+        "LayerNormalization of two axes",
+        "LayerNormalization",
+        {"x": normal(2, 3, 8)},
+        whole,
+        axis=1,
+    )
     one("LRN", "LRN", {"x": IMAGE}, size=3, alpha=0.1, beta=0.6, bias=1.5)
     for p in (1, 2):
         one(f"LpNormalization {p}", "LpNormalization", {"x": IMAGE}, axis=1, p=p)
@@ -247,15 +271,39 @@ def windows() -> None:
         weights = {"w": normal(out, 6 // groups, 3, 3), "b": normal(out)}
         one(name, "Conv", {"x": IMAGE}, weights, group=groups, **more)
     one("Conv of one axis", "Conv", {"x": normal(2, 4, 9)}, {"w": normal(3, 4, 3)}, pads=[0, 2])
-    one("Conv of three axes", "Conv", {"x": normal(1, 2, 5, 6, 7)}, {"w": normal(3, 2, 2, 3, 2)}, pads=[1] * 6)
+    one(
+        "Conv of three axes",
+        "Conv",
+        {"x": normal(1, 2, 5, 6, 7)},
+        {"w": normal(3, 2, 2, 3, 2)},
+        pads=[1] * 6,
+    )
     one("Conv of a given weight", "Conv", {"x": IMAGE, "w": normal(3, 6, 3, 3)}, pads=[1] * 4)
     for name, groups, more in (
         ("ConvTranspose", 1, {"strides": [2, 2], "pads": [1, 1, 1, 1], "output_padding": [1, 1]}),
-        ("ConvTranspose same", 1, {"strides": [3, 3], "kernel_shape": [3, 3], "auto_pad": "SAME_UPPER"}),
+        (
+            "ConvTranspose same",
+            1,
+            {"strides": [3, 3], "kernel_shape": [3, 3], "auto_pad": "SAME_UPPER"},
+        ),
         ("ConvTranspose grouped", 3, {"strides": [2, 1], "dilations": [1, 2]}),
     ):
-        one(name, "ConvTranspose", {"x": IMAGE}, {"w": normal(6, 2, 3, 3), "b": normal(2 * groups)}, group=groups, **more)
-    one("ConvTranspose of one axis", "ConvTranspose", {"x": normal(2, 4, 9)}, {"w": normal(4, 3, 4)}, strides=[2], pads=[1, 1])
+        one(
+            name,
+            "ConvTranspose",
+            {"x": IMAGE},
+            {"w": normal(6, 2, 3, 3), "b": normal(2 * groups)},
+            group=groups,
+            **more,
+        )
+    one(
+        "ConvTranspose of one axis",
+        "ConvTranspose",
+        {"x": normal(2, 4, 9)},
+        {"w": normal(4, 3, 4)},
+        strides=[2],
+        pads=[1, 1],
+    )
     for pool in ("MaxPool", "AveragePool"):
         for name, more in {
             "": {"strides": [2, 2]},
@@ -264,13 +312,26 @@ def windows() -> None:
         }.items():
             one(f"{pool}{name}", pool, {"x": IMAGE}, kernel_shape=[3, 2], opset=19, **more)
         one(f"{pool} of one axis", pool, {"x": normal(2, 4, 9)}, kernel_shape=[3], pads=[1, 1])
-    one("AveragePool that counts padding", "AveragePool", {"x": IMAGE}, opset=19, kernel_shape=[3, 3], pads=[1] * 4, count_include_pad=1)
+    one(
+        "AveragePool that counts padding",
+        "AveragePool",
+        {"x": IMAGE},
+        opset=19,
+        kernel_shape=[3, 3],
+        pads=[1] * 4,
+        count_include_pad=1,
+    )
     for pool in ("GlobalAveragePool", "GlobalMaxPool"):
         one(pool, pool, {"x": IMAGE})
     for mode in ("nearest", "linear", "cubic"):
         for place in ("half_pixel", "asymmetric", "align_corners"):
             nodes: Nodes = [
-                ("Resize", ["x", "", "", "z"], ["y"], {"mode": mode, "coordinate_transformation_mode": place})
+                (
+                    "Resize",
+                    ["x", "", "", "z"],
+                    ["y"],
+                    {"mode": mode, "coordinate_transformation_mode": place},
+                )
             ]
             case(f"Resize {mode} {place}", nodes, {"x": IMAGE}, {"z": array(2, 6, 13, 6)})
     nodes = [("Resize", ["x", "", "s"], ["y"], {"mode": "linear"})]
@@ -291,31 +352,41 @@ def recurrent() -> None:
             outputs = ["y", "last", *(["cell"] if name == "LSTM" else [])]
             more = {"linear_before_reset": int(direction == "reverse")} if name == "GRU" else {}
             nodes: Nodes = [
-                (name, ["x", "w", "r", "b", "", *state], outputs, {"hidden_size": 5, "direction": direction, **more})
+                (
+                    name,
+                    ["x", "w", "r", "b", "", *state],
+                    outputs,
+                    {"hidden_size": 5, "direction": direction, **more},
+                )
             ]
-            case(f"{name} {direction}", nodes, {"x": normal(4, 2, 3), **state}, weights, tuple(outputs))
+            case(
+                f"{name} {direction}",
+                nodes,
+                {"x": normal(4, 2, 3), **state},
+                weights,
+                tuple(outputs),
+            )
 
 
 for fill in (elementwise, reductions, shapes, products, normalisations, windows, recurrent):
     fill()
 
 
-def expected(model: onnx.ModelProto, feed: Feed) -> list[Array]:
-    found: list[Array] = ReferenceEvaluator(model).run(None, feed)
+# onnx's reference ends with an error (padding of pools, groups, negative padding, rows of one axis
+# as a depth), or leaves its own text (LRN's window, the absolute value in a norm)
+REFERENCE_FAILS = {
+    *("Pad by less than nothing", "OneHot", "LRN", "LpNormalization 1", "ConvTranspose grouped"),
+    *("MaxPool padded", "MaxPool of one axis", "MeanVarianceNormalization"),
+}
+
+
+def expected(name: str, model: onnx.ModelProto, feed: Feed) -> list[Array]:
+    found: list[Array]
+    if name in REFERENCE_FAILS:
+        found = onnxruntime.InferenceSession(model.SerializeToString()).run(None, feed)
+    else:
+        found = ReferenceEvaluator(model).run(None, feed)
     return found
-
-
-@functools.cache
-def by_onnxruntime() -> Callable[[onnx.ModelProto, Feed], list[Array]]:
-    """The reference where onnx's own has no bidirectional layers, SAME or negative padding."""
-    import onnxruntime
-
-    def run(model: onnx.ModelProto, feed: Feed) -> list[Array]:
-        session = onnxruntime.InferenceSession(model.SerializeToString())
-        found: list[Array] = session.run(None, feed)
-        return found
-
-    return run
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -324,4 +395,4 @@ def test_the_operator_computes_what_onnx_defines(litert: Litert, name: str) -> N
     model = model_of(nodes, feed, outputs, weights, opset=opset)
     litert.compile(model)
     (found,) = litert.run(feed)
-    assert_close(found, expected(model, feed), tolerance=2e-5)
+    assert_close(found, expected(name, model, feed), tolerance=2e-5)
