@@ -32,7 +32,17 @@ Permutation = tuple[int, ...]
 # the activation that a TensorFlow Lite operator can apply to its result by itself
 FUSED = {"RELU": 1, "RELU_N1_TO_1": 2, "RELU6": 3}
 FUSES = frozenset(
-    ["ADD", "SUB", "MUL", "DIV", "CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "AVERAGE_POOL_2D", "MAX_POOL_2D"]
+    [
+        "ADD",
+        "SUB",
+        "MUL",
+        "DIV",
+        "CONV_2D",
+        "DEPTHWISE_CONV_2D",
+        "FULLY_CONNECTED",
+        "AVERAGE_POOL_2D",
+        "MAX_POOL_2D",
+    ]
 )
 
 
@@ -40,7 +50,27 @@ FUSES = frozenset(
 # these only move them. Wider integers and floats are numbers to all.
 NARROW = frozenset({"int8", "uint8", "int16", "uint16", "uint32"})
 MOVES = frozenset(
-    ["CAST", "RESHAPE", "TRANSPOSE", "SLICE", "STRIDED_SLICE", "GATHER", "GATHER_ND", "SPLIT", "SPLIT_V", "EXPAND_DIMS", "SQUEEZE", "SHAPE", "TILE", "BROADCAST_TO", "SELECT_V2", "EQUAL", "NOT_EQUAL", "PAD", "FILL"]
+    [
+        "CAST",
+        "RESHAPE",
+        "TRANSPOSE",
+        "SLICE",
+        "STRIDED_SLICE",
+        "GATHER",
+        "GATHER_ND",
+        "SPLIT",
+        "SPLIT_V",
+        "EXPAND_DIMS",
+        "SQUEEZE",
+        "SHAPE",
+        "TILE",
+        "BROADCAST_TO",
+        "SELECT_V2",
+        "EQUAL",
+        "NOT_EQUAL",
+        "PAD",
+        "FILL",
+    ]
 )
 
 
@@ -112,6 +142,8 @@ class Emitter:
             if tensor is None:
                 continue
             tensor.readers += 1
+            if 0 in tensor.shape:
+                raise UnsupportedError(f"{kind} of a tensor without elements")
             if tensor.dtype in NARROW and tensor.quantization is None and kind not in MOVES:
                 raise UnsupportedError(f"{kind} of {tensor.dtype} numbers that are not quantised")
         operator = Operator(kind, list(inputs), list(outputs), table, options, self.node)
@@ -356,6 +388,8 @@ class Values:
         self._shapes = shapes
         self._dtypes = dtypes
         self._forms: dict[str, dict[Permutation, Tensor]] = {}
+        self.deferred: dict[str, str] = {}
+        """Real values that exist as stored ones alone, until somebody reads them: name to name."""
         self.readers: dict[str, int] = {}
         self.sources: dict[str, tuple[Tensor, int]] = {}
         """Where each open size can be read at run time: a tensor and its axis."""
@@ -400,6 +434,11 @@ class Values:
             if isinstance(size, str):
                 self.sources.setdefault(size, (tensor, axis))
 
+    def replace(self, name: str, tensor: Tensor, permutation: Permutation) -> None:
+        """Let the value be `tensor` from now on."""
+        self._forms[name] = {}
+        self.put(name, tensor, permutation)
+
     def same(self, name: str, source: str, permutation: Permutation | None = None) -> None:
         """Say that `name` is `source` with its axes permuted, in all forms that there are."""
         if source in self.constants:
@@ -415,6 +454,14 @@ class Values:
 
     def forms(self, name: str) -> dict[Permutation, Tensor]:
         """Return the forms that exist."""
+        if name in self.deferred and name not in self._forms:
+            source = self.deferred[name]
+            order = self.first(source)
+            stored = self.form(source, order)
+            real = self.emit.add(
+                "DEQUANTIZE", [stored], stored.shape, "float32", "DequantizeOptions"
+            )
+            self.put(name, real, order)
         if name not in self._forms and name not in self.constants:
             raise UnsupportedError(f"the value `{name}` is read before anything makes it")
         return self._forms.get(name, {})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from deploykit._plugins.targets.litert_flatbuffer import (
@@ -11,6 +11,7 @@ from deploykit._plugins.targets.litert_flatbuffer import (
 from deploykit._plugins.targets.litert_flatbuffer import (
     mapping_elementwise as elementwise,
 )
+from deploykit._plugins.targets.litert_flatbuffer import mapping_integers
 from deploykit._plugins.targets.litert_flatbuffer import (
     mapping_normalisation as normalisation,
 )
@@ -39,6 +40,7 @@ from deploykit._plugins.targets.litert_flatbuffer import (
 from deploykit.errors import UnsupportedError
 
 if TYPE_CHECKING:
+    from deploykit._plugins.targets.litert_flatbuffer.integers import IntegerNode
     from deploykit._plugins.targets.litert_flatbuffer.node import Graph, Node
 
 MAP: dict[str, Callable[[Graph, Node], None]] = {
@@ -72,6 +74,7 @@ MAP: dict[str, Callable[[Graph, Node], None]] = {
     "Flatten": shapes.reshape,
     "GRU": recurrent.recurrent,
     "Gather": shapes.gather,
+    "GatherElements": shapes.gather_elements,
     "GatherND": shapes.gather_nd,
     "Gelu": elementwise.each(activations.gelu),
     "Gemm": products.gemm,
@@ -110,6 +113,7 @@ MAP: dict[str, Callable[[Graph, Node], None]] = {
     "Resize": resizing.resize,
     "Selu": elementwise.each(activations.selu),
     "Shape": shapes.shape_of,
+    "Size": shapes.size_of,
     "Slice": shapes.slice_,
     "Softmax": reductions.softmax("SOFTMAX", "SoftmaxOptions"),
     "Softplus": elementwise.each(activations.softplus),
@@ -130,16 +134,37 @@ MAP: dict[str, Callable[[Graph, Node], None]] = {
 }
 
 
-def map_node(graph: Graph, node: Node) -> None:
+STORED = {
+    "DequantizeLinear": mapping_integers.dequantize,
+    "QuantizeLinear": mapping_integers.quantize,
+}
+"""Of graphs that are computed in integers."""
+
+
+def map_node(
+    graph: Graph, node: Node, table: Mapping[str, Callable[[Graph, Node], None]] = MAP
+) -> None:
     """Write one node. Raises UnsupportedError naming it where it cannot be written as it is."""
     graph.emit.node = node.name
     try:
-        MAP[node.operator](graph, node)
+        table[node.operator](graph, node)
     except UnsupportedError as error:
-        if error.operators:
-            raise
-        raise type(error)(
-            f"target litert cannot take {node}: {error.message}",
-            hint=error.hint,
-            operators=(node.operator,),
-        ) from error
+        raise _named(error, node) from error
+
+
+def map_integer_node(graph: Graph, found: IntegerNode) -> None:
+    """Write a node as an integer kernel. Raises as `map_node` does."""
+    try:
+        mapping_integers.map_integers(graph, found)
+    except UnsupportedError as error:
+        raise _named(error, found.node) from error
+
+
+def _named(error: UnsupportedError, node: Node) -> UnsupportedError:
+    if error.operators:
+        return error
+    return type(error)(
+        f"target litert cannot take {node}: {error.message}",
+        hint=error.hint,
+        operators=(node.operator,),
+    )

@@ -85,10 +85,10 @@ def gemm(graph: Graph, node: Node) -> None:
     term = node.input(2)
     known = graph.constant(term) if term else None
     bias = None
-    if known is not None and alpha == 1 and known.size in (1, weight.shape[0]) and known.ndim <= 2:
-        if known.size == 1 or known.shape[-1] == weight.shape[0]:
-            row = np.broadcast_to(known.reshape(-1) * np.float32(beta), (int(weight.shape[0]),))
-            bias, term = emit.constant(row.astype(np.float32)), ""
+    width = weight.shape[0]
+    if known is not None and alpha == 1 and (known.size == 1 or known.shape == (width,)):
+        row = np.broadcast_to(known.reshape(-1) * np.float32(beta), (int(width),))
+        bias, term = emit.constant(row.astype(np.float32)), ""
     if weight.data is not None:
         made = fully_connected(emit, a, weight, bias)
     else:

@@ -274,6 +274,29 @@ def gather_nd(graph: Graph, node: Node) -> None:
     )
 
 
+def gather_elements(graph: Graph, node: Node) -> None:
+    """Map GatherElements: every element's place is written out, one axis of it from the indices."""
+    import numpy as np
+
+    emit = graph.emit
+    name, indices = node.input(0), node.input(1)
+    axis = graph.axis(node, 0)
+    x, where = graph.own(name), graph.own(indices)
+    shape = graph.sizes(indices, range(where.rank))
+    (size,) = graph.sizes(name, [axis])
+    below = emit.binary("LESS", where, emit.scalar(0, where), "bool")
+    turned = emit.binary("ADD", where, emit.scalar(size, where))
+    where = emit.cast(emit.select(below, turned, where), "int32")
+    column = emit.reshape(where, (*shape, 1))
+    grid = np.indices(shape, dtype=np.int32)
+    parts = [
+        column if at == axis else emit.constant(grid[at][..., None]) for at in range(where.rank)
+    ]
+    places = parts[0] if len(parts) == 1 else emit.concat(parts, where.rank)
+    made = emit.add("GATHER_ND", [x, places], shape, None, "GatherNdOptions")
+    graph.put(node.outputs[0], made)
+
+
 def expand(graph: Graph, node: Node) -> None:
     """Map Expand."""
     x = graph.own(node.input(0))
@@ -387,6 +410,16 @@ def shape_of(graph: Graph, node: Node) -> None:
     graph.put(node.outputs[0], whole)
 
 
+def size_of(graph: Graph, node: Node) -> None:
+    """Map Size, the number of elements."""
+    import math
+
+    import numpy as np
+
+    count = math.prod(graph.sizes(node.input(0), range(graph.rank(node.input(0)))))
+    graph.values.constants[node.outputs[0]] = np.array(count, np.int64)
+
+
 def constant_of_shape(graph: Graph, node: Node) -> None:
     """Map ConstantOfShape where its sizes are open."""
     value = node.attribute("value", None)
@@ -469,6 +502,8 @@ def _scaled(size: int | str, factor: int) -> int | str:
 
 def space_to_depth(graph: Graph, node: Node) -> None:
     """Map SpaceToDepth."""
+    if node.attribute("mode", "DCR") != "DCR":
+        raise UnsupportedError("its mode is not DCR")
     block = int(node.attribute("blocksize", 1))
     x = graph.form(node.input(0), channels_last(4))
     height, width = graph.sizes(node.input(0), [2, 3])

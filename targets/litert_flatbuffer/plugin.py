@@ -67,11 +67,11 @@ def compile(request: CompileRequest) -> CompileResult:
     or the node that has none as it is.
     """
     settings = in_force(request.settings, SETTINGS, plugin="litert")
-    if request.precision != "fp32":
+    if request.precision not in ("fp32", "int8"):
         raise UnsupportedError(
             f"target litert has no precision `{request.precision}`: its interpreter computes in "
-            "float32 here",
-            hint="it has fp32; set weights=float16 for a file of half the size",
+            "float32 and int8",
+            hint="it has fp32 and int8; set weights=float16 for a file of half the size",
         )
     inputs = fixed_inputs(request.signature.inputs, request.shapes)
     model, inputs, notes = _built(request, inputs, settings)
@@ -82,6 +82,11 @@ def compile(request: CompileRequest) -> CompileResult:
     temporary = payload / f"{MODEL}.tmp"
     temporary.write_bytes(content)
     temporary.replace(payload / MODEL)
+    if request.precision == "int8":
+        notes.append(
+            f"{model.integer_kernels} of {len(model.operators)} operators compute in int8; "
+            "their rounding may differ from ONNX's by a step"
+        )
     if settings["weights"] == "float16":
         notes.append("weights are stored as float16 and lose digits; the arithmetic is float32")
     return CompileResult(
@@ -131,7 +136,7 @@ def _built(
         if not isinstance(size, int)
     ]
     try:
-        model = _made(request.model, inputs, settings)
+        model = _made(request, inputs, settings)
         if dynamic:
             phase("trying dynamic sizes")
             _try_run(model, model.packed(), inputs, settings)
@@ -147,7 +152,7 @@ def _built(
                 operators=error.operators,
             ) from error
         reason = error.message
-    model = _made(request.model, fixed, settings)
+    model = _made(request, fixed, settings)
     return (
         model,
         fixed,
@@ -155,11 +160,19 @@ def _built(
     )
 
 
-def _made(path: str, inputs: tuple[TensorSpec, ...], settings: dict[str, str]) -> Built:
+def _made(
+    request: CompileRequest, inputs: tuple[TensorSpec, ...], settings: dict[str, str]
+) -> Built:
     phase("folding the graph")
-    model = graphs.folded(path, inputs, mapping.MAP)
+    model = graphs.folded(request.model, inputs, mapping.MAP)
     phase("writing the operators")
-    made = building.built(model)
+    made = building.built(model, integers=request.precision == "int8")
+    if request.precision == "int8" and not made.integer_kernels:
+        raise UnsupportedError(
+            "target litert finds nothing to compute in int8: the model has no convolution or product "
+            "between DequantizeLinear and QuantizeLinear",
+            hint="quantise it first, to the QDQ form with 8 bits, or use --precision fp32",
+        )
     return building.halved(made) if settings["weights"] == "float16" else made
 
 

@@ -14,14 +14,15 @@ from onnx import TensorProto
 
 import deploykit
 from deploykit import plugins
-from deploykit.errors import DeploykitError, UnavailableError, UnsupportedError
-from deploykit.protocol import Availability, Hardware
+from deploykit.errors import SourceError, UnavailableError, UnsupportedError
+from deploykit.protocol import Availability, CompileRequest, CompileResult, Hardware, Signature
 from deploykit.steps import Worker
 from tests.targets.litert_worker import Array, Feed, Litert, Nodes, assert_close, model_of
 
 pytest_plugins = ["tests.targets.litert_fixtures"]
 pytestmark = pytest.mark.environment
 
+SMALL = "onnx/ultraface_slim320_simplified/version-slim-320_simplified.onnx"
 _random = np.random.default_rng(3)
 
 
@@ -103,12 +104,6 @@ def test_control_flow_is_refused_with_its_node(litert: Litert, shared_models: Pa
             {"k": np.array([1])},
             "smallest",
         ),
-        (
-            [("Conv", ["x", "z"], ["y"], {"pads": [-1, 0]})],
-            (1, 2, 9),
-            {"z": np.ones((1, 2, 3), np.float32)},
-            "negative",
-        ),
         ([("Shrink", ["x"], ["y"], {}), ("Det", ["y"], ["d"], {})], (2, 2), {}, "Det"),
     ],
 )
@@ -145,11 +140,15 @@ def test_precisions_without_effect_are_refused(litert: Litert, precision: str) -
 
 
 def test_no_model_is_said_in_one_line(litert: Litert, tmp_path: Path) -> None:
-    model = model_of([("Neg", ["x"], ["y"], {})], {"x": normal(3)}, ["y"])
-    path = tmp_path / "m.onnx"
-    path.write_bytes(model.SerializeToString()[:-30])
-    with pytest.raises(DeploykitError):
-        litert.compile(path)
+    (tmp_path / "m.onnx").write_bytes(b"\xff" * 100)
+    request = CompileRequest(
+        model=str(tmp_path / "m.onnx"),
+        payload=str(tmp_path),
+        signature=Signature(inputs=(), outputs=()),
+        device="cpu",
+    )
+    with pytest.raises(SourceError, match=r"m\.onnx"):
+        litert.worker.call("compile", request, CompileResult)
 
 
 def test_a_damaged_payload_is_refused(litert: Litert) -> None:
@@ -224,7 +223,7 @@ def test_sizes_that_must_be_known_are_asked_for(litert: Litert) -> None:
     feed = {"x": normal(1, 2, 4, 5)}
     weights = {"s": np.array([1, 1, 2, 2], np.float32)}
     model = model_of(nodes, feed, ["y"], weights, open_axes={("x", 2): "height"})
-    with pytest.raises(UnsupportedError, match="height|x:2") as raised:
+    with pytest.raises(UnsupportedError, match="x:2") as raised:
         litert.compile(model)
     assert "--shape" in raised.value.hint
     result = litert.compile(model, shapes={"x": (1, 2, 4, 5)})
@@ -250,7 +249,7 @@ def test_no_transposition_remains_in_a_model_of_channels_last(litert: Litert) ->
     model = model_of(nodes, feed, ["y"], weights)
     litert.compile(model)
     assert_close(litert.run(feed)[0], by_onnxruntime(model, feed))
-    assert kinds(litert) == {"CONV_2D": 2, "ADD": 1}  # the activation is the addition's
+    assert kinds(litert) == {"CONV_2D": 2}  # the term has become the bias, the activation is fused
 
 
 def test_activations_join_the_operator_before_them(litert: Litert) -> None:
@@ -390,13 +389,11 @@ def test_our_own_reader_reads_what_we_write(litert: Litert, tmp_path: Path) -> N
 
 
 def test_a_bundle_from_the_library(shared_models: Path, tmp_path: Path) -> None:
-    made = deploykit.compile(
-        shared_models / "onnx/mnist_conv_o8/model.onnx", ["litert"], tmp_path / "out"
-    )
+    made = deploykit.compile(shared_models / SMALL, ["litert"], tmp_path / "out")
     (bundle,) = made.bundles
     assert bundle.outcome.kind == "ok", bundle.outcome
     assert bundle.folder is not None
-    assert deploykit.verify(bundle.folder).ok
+    deploykit.verify(bundle.folder)  # raises where the outputs are others
 
 
 def test_the_probe_says_what_it_runs_on(litert_python: Path) -> None:

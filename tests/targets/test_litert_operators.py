@@ -74,7 +74,36 @@ def scalar(value: float, dtype: Any = np.float32) -> Array:
 
 
 def elementwise() -> None:
-    for name in ["Abs", "Ceil", "Cos", "Exp", "Floor", "HardSwish", "Identity", "Neg", "Round", "Sigmoid", "Sign", "Sin", "Tanh", "Relu", "Elu", "Celu", "Selu", "LeakyRelu", "HardSigmoid", "Softplus", "Softsign", "Mish", "ThresholdedRelu", "Tan", "Erf", "Dropout", "IsNaN", "IsInf"]:
+    for name in [
+        "Abs",
+        "Ceil",
+        "Cos",
+        "Exp",
+        "Floor",
+        "HardSwish",
+        "Identity",
+        "Neg",
+        "Round",
+        "Sigmoid",
+        "Sign",
+        "Sin",
+        "Tanh",
+        "Relu",
+        "Elu",
+        "Celu",
+        "Selu",
+        "LeakyRelu",
+        "HardSigmoid",
+        "Softplus",
+        "Softsign",
+        "Mish",
+        "ThresholdedRelu",
+        "Tan",
+        "Erf",
+        "Dropout",
+        "IsNaN",
+        "IsInf",
+    ]:
         one(name, name, {"x": IMAGE * 3}, opset=20 if name in ("IsNaN", "IsInf") else 18)
     for name in ("Log", "Sqrt", "Reciprocal"):
         one(name, name, {"x": positive(2, 3, 4)})
@@ -126,7 +155,18 @@ def elementwise() -> None:
 
 def reductions() -> None:
     x = positive(2, 6, 3, 4)
-    for name in ["ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceSumSquare", "ReduceLogSumExp"]:
+    for name in [
+        "ReduceMax",
+        "ReduceMean",
+        "ReduceMin",
+        "ReduceProd",
+        "ReduceSum",
+        "ReduceL1",
+        "ReduceL2",
+        "ReduceLogSum",
+        "ReduceSumSquare",
+        "ReduceLogSumExp",
+    ]:
         for axes, keep in (((2, 3), 1), ((1,), 0), ((-1, 0), 0)):
             one(f"{name} {axes}", name, {"x": x}, {"a": array(*axes)}, opset=18, keepdims=keep)
         one(f"{name} of all", name, {"x": x}, opset=18, keepdims=0)
@@ -165,6 +205,9 @@ def shapes() -> None:
     one("Gather rows", "Gather", {"x": normal(5, 4), "i": integers(-5, 5, 2, 3)})
     one("Gather channels", "Gather", {"x": IMAGE}, {"i": array(0, -1)}, axis=1)
     one("Gather one", "Gather", {"x": IMAGE}, {"i": scalar(-2, np.int64)}, axis=2)
+    where = integers(-6, 6, 2, 3, 7, 9)
+    one("GatherElements", "GatherElements", {"x": IMAGE, "i": where}, axis=1)
+    one("Size", "Size", {"x": IMAGE})
     one("GatherND", "GatherND", {"x": normal(3, 4, 5), "i": integers(0, 3, 2, 2)})
     one("Reshape", "Reshape", {"x": IMAGE}, {"s": array(0, -1, 9)})
     for axis in (0, 1, 2):
