@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploykit._plugins.targets.litert_flatbuffer import graphs, mapping, patterns
-from deploykit._plugins.targets.litert_flatbuffer.emitting import Emitter, Values
+from deploykit._plugins.targets.litert_flatbuffer.emitting import Emitter
 from deploykit._plugins.targets.litert_flatbuffer.integers import IntegerNode
 from deploykit._plugins.targets.litert_flatbuffer.integers import joined as integer_nodes
 from deploykit._plugins.targets.litert_flatbuffer.mapping_integers import given as stored_output
 from deploykit._plugins.targets.litert_flatbuffer.node import Graph, Node
-from deploykit._plugins.targets.litert_flatbuffer.writing import DTYPES, Operator, Tensor, packed
+from deploykit._plugins.targets.litert_flatbuffer.values import Values
+from deploykit._plugins.targets.litert_flatbuffer.writing import DTYPES, Operator, Tensor, write
 
 from deploykit.errors import UnsupportedError
 from deploykit.onnx_opset import opset_of
@@ -23,7 +25,9 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
-ARITHMETIC = frozenset(["CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "ADD", "MUL", "SUB", "MEAN"])
+ARITHMETIC = frozenset(
+    ["CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "ADD", "MUL", "SUB", "MEAN"]
+)
 HALVED = 1024
 """Constants of at least so many bytes are stored as float16 where asked for."""
 
@@ -45,9 +49,9 @@ class Built:
             for operator in self.operators
         )
 
-    def packed(self) -> bytes:
-        """Return the file's bytes."""
-        return packed(self.operators, self.inputs, self.outputs, description="made by deploykit")
+    def write(self, path: Path) -> None:
+        """Write the file."""
+        write(path, self.operators, self.inputs, self.outputs, description="made by deploykit")
 
 
 def built(model: onnx.ModelProto, *, integers: bool = False) -> Built:

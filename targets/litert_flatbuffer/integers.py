@@ -18,14 +18,16 @@ from deploykit._plugins.targets.litert_flatbuffer.writing import Quantization
 
 if TYPE_CHECKING:
     import numpy as np
-    from deploykit._plugins.targets.litert_flatbuffer.emitting import Values
+    from deploykit._plugins.targets.litert_flatbuffer.values import Values
 
     Array = np.ndarray[Any, Any]
 
 PRODUCTS = frozenset({"Conv", "Gemm", "MatMul"})
 SUMS = frozenset({"Add", "Mul", "Sub"})
 # these keep the numbers that are stored, so that both sides must have one scale
-MOVES = frozenset(["MaxPool", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Identity"])
+MOVES = frozenset(
+    ["MaxPool", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Identity"]
+)
 AVERAGES = frozenset({"GlobalAveragePool"})
 ACTIVATIONS = {"Relu": "RELU"}
 

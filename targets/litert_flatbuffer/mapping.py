@@ -34,6 +34,9 @@ from deploykit._plugins.targets.litert_flatbuffer import (
     mapping_shapes as shapes,
 )
 from deploykit._plugins.targets.litert_flatbuffer import (
+    mapping_slices as slices,
+)
+from deploykit._plugins.targets.litert_flatbuffer import (
     mapping_windows as windows,
 )
 
@@ -73,9 +76,9 @@ MAP: dict[str, Callable[[Graph, Node], None]] = {
     "Expand": shapes.expand,
     "Flatten": shapes.reshape,
     "GRU": recurrent.recurrent,
-    "Gather": shapes.gather,
-    "GatherElements": shapes.gather_elements,
-    "GatherND": shapes.gather_nd,
+    "Gather": slices.gather,
+    "GatherElements": slices.gather_elements,
+    "GatherND": slices.gather_nd,
     "Gelu": elementwise.each(activations.gelu),
     "Gemm": products.gemm,
     "GlobalAveragePool": windows.global_average_pool,
@@ -101,7 +104,7 @@ MAP: dict[str, Callable[[Graph, Node], None]] = {
     "NonZero": shapes.non_zero,
     "OneHot": shapes.one_hot,
     "PRelu": elementwise.prelu,
-    "Pad": shapes.pad,
+    "Pad": slices.pad,
     "QuantizeLinear": quantised.quantize,
     "RMSNormalization": normalisation.rms_normalization,
     "RNN": recurrent.recurrent,
@@ -114,12 +117,12 @@ MAP: dict[str, Callable[[Graph, Node], None]] = {
     "Selu": elementwise.each(activations.selu),
     "Shape": shapes.shape_of,
     "Size": shapes.size_of,
-    "Slice": shapes.slice_,
+    "Slice": slices.slice_,
     "Softmax": reductions.softmax("SOFTMAX", "SoftmaxOptions"),
     "Softplus": elementwise.each(activations.softplus),
     "Softsign": elementwise.each(activations.softsign),
     "SpaceToDepth": shapes.space_to_depth,
-    "Split": shapes.split,
+    "Split": slices.split,
     "Squeeze": shapes.reshape,
     "Swish": elementwise.each(activations.swish),
     "Tan": elementwise.each(activations.tan),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from deploykit._plugins.targets.litert_flatbuffer import mapping_shapes as shapes
+from deploykit._plugins.targets.litert_flatbuffer import mapping_slices as slices
 from deploykit._plugins.targets.litert_flatbuffer import mapping_windows as windows
 from deploykit._plugins.targets.litert_flatbuffer.emitting import FUSED, broadcast
 from deploykit._plugins.targets.litert_flatbuffer.integers import (
@@ -31,7 +32,7 @@ SUM_TABLES = {"Add": "AddOptions", "Mul": "MulOptions", "Sub": "SubOptions"}
 MOVERS = {
     "Identity": lambda graph, node: graph.values.same(node.outputs[0], node.inputs[0]),
     "MaxPool": windows.max_pool,
-    "Slice": shapes.slice_,
+    "Slice": slices.slice_,
     "Transpose": shapes.transpose,
 }
 

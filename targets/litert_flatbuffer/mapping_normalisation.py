@@ -8,9 +8,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from deploykit._plugins.targets.litert_flatbuffer.emitting import NeedsSizeError, channels_last
+from deploykit._plugins.targets.litert_flatbuffer.emitting import NeedsSizeError
 from deploykit._plugins.targets.litert_flatbuffer.mapping_activations import plus
 from deploykit._plugins.targets.litert_flatbuffer.node import Graph, Node
+from deploykit._plugins.targets.litert_flatbuffer.values import channels_last
 
 from deploykit.errors import UnsupportedError
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from deploykit._plugins.targets.litert_flatbuffer.emitting import channels_last
 from deploykit._plugins.targets.litert_flatbuffer.node import Graph, Node
+from deploykit._plugins.targets.litert_flatbuffer.values import channels_last
 from deploykit._plugins.targets.litert_flatbuffer.windows import (
     SAME,
     VALID,

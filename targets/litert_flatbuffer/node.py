@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from deploykit._plugins.targets.litert_flatbuffer.emitting import Emitter, NeedsSizeError, Values
+from deploykit._plugins.targets.litert_flatbuffer.emitting import Emitter, NeedsSizeError
+from deploykit._plugins.targets.litert_flatbuffer.values import Values
 
 from deploykit.errors import UnsupportedError
 

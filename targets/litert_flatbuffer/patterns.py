@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from deploykit._plugins.targets.litert_flatbuffer.node import Node
 
 if TYPE_CHECKING:
-    from deploykit._plugins.targets.litert_flatbuffer.emitting import Values
+    from deploykit._plugins.targets.litert_flatbuffer.values import Values
 
 
 def joined(nodes: list[Node], values: Values, outputs: set[str]) -> Iterable[Node]:

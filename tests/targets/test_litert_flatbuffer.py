@@ -276,13 +276,9 @@ def test_an_activation_does_not_join_what_others_read(litert: Litert) -> None:
 
 @pytest.mark.parametrize("form", ["half first", "half last", "by product"])
 def test_gelu_written_out_is_one_operator(litert: Litert, form: str) -> None:
-    inner = (
-        ("Mul", ["x", "inverse"], ["d"], {})
-        if form == "by product"
-        else ("Div", ["x", "root"], ["d"], {})
-    )
+    inverse = form == "by product"
     nodes: Nodes = [
-        inner,
+        ("Mul" if inverse else "Div", ["x", "inverse" if inverse else "root"], ["d"], {}),
         ("Erf", ["d"], ["e"], {}),
         ("Add", ["e", "one"], ["p"], {}),
     ]
@@ -407,6 +403,7 @@ def test_types_of_the_file_are_those_of_the_model(litert: Litert) -> None:
     nodes: Nodes = [("Cast", ["x"], ["y"], {"to": TensorProto.INT32}), ("Not", ["b"], ["z"], {})]
     feed = {"x": np.arange(6).reshape(2, 3), "b": np.array([True, False])}
     litert.compile(model_of(nodes, feed, ["y", "z"]))
-    reading = deploykit.inspect(Path(litert.request.payload) / "model.tflite")
-    assert [str(spec) for spec in reading.signature.inputs] == ["x:int64[2,3]", "b:bool[2]"]
-    assert [str(spec) for spec in reading.signature.outputs] == ["y:int32[2,3]", "z:bool[2]"]
+    signature = deploykit.inspect(Path(litert.request.payload) / "model.tflite").signature
+    assert signature is not None
+    assert [str(spec) for spec in signature.inputs] == ["x:int64[2,3]", "b:bool[2]"]
+    assert [str(spec) for spec in signature.outputs] == ["y:int32[2,3]", "z:bool[2]"]
