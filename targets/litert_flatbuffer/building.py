@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploykit._plugins.targets.litert_flatbuffer import graphs, mapping, patterns
-from deploykit._plugins.targets.litert_flatbuffer.emitting import Emitter, Values
+from deploykit._plugins.targets.litert_flatbuffer.emitting import Emitter
+from deploykit._plugins.targets.litert_flatbuffer.integers import IntegerNode
+from deploykit._plugins.targets.litert_flatbuffer.integers import joined as integer_nodes
+from deploykit._plugins.targets.litert_flatbuffer.mapping_integers import given as stored_output
 from deploykit._plugins.targets.litert_flatbuffer.node import Graph, Node
-from deploykit._plugins.targets.litert_flatbuffer.writing import DTYPES, Operator, Tensor, packed
+from deploykit._plugins.targets.litert_flatbuffer.values import Values
+from deploykit._plugins.targets.litert_flatbuffer.writing import DTYPES, Operator, Tensor, write
 
 from deploykit.errors import UnsupportedError
 from deploykit.onnx_opset import opset_of
@@ -16,10 +22,12 @@ from deploykit.onnx_opset import opset_of
 if TYPE_CHECKING:
     import numpy as np
     import onnx
-    from deploykit._plugins.targets.litert_flatbuffer.emitting import Shape
 
     Array = np.ndarray[Any, Any]
 
+ARITHMETIC = frozenset(
+    ["CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "ADD", "MUL", "SUB", "MEAN"]
+)
 HALVED = 1024
 """Constants of at least so many bytes are stored as float16 where asked for."""
 
@@ -33,13 +41,21 @@ class Built:
     outputs: dict[str, Tensor]
     notes: tuple[str, ...] = ()
 
-    def packed(self) -> bytes:
-        """Return the file's bytes."""
-        return packed(self.operators, self.inputs, self.outputs, description="made by deploykit")
+    @property
+    def integer_kernels(self) -> int:
+        """How many operators multiply or add stored integers."""
+        return sum(
+            operator.kind in ARITHMETIC and operator.outputs[0].dtype == "int8"
+            for operator in self.operators
+        )
+
+    def write(self, path: Path) -> None:
+        """Write the file."""
+        write(path, self.operators, self.inputs, self.outputs, description="made by deploykit")
 
 
-def built(model: onnx.ModelProto) -> Built:
-    """Return the operators of a prepared model.
+def built(model: onnx.ModelProto, *, integers: bool = False) -> Built:
+    """Return the operators of a prepared model; `integers`: quantised nodes as integer kernels.
 
     Raises UnsupportedError naming the first node that cannot be written as it is.
     """
@@ -63,10 +79,19 @@ def built(model: onnx.ModelProto) -> Built:
     outputs = [value.name for value in model.graph.output]
     for name in outputs:
         values.readers[name] = values.readers.get(name, 0) + 1
-    for node in patterns.joined(nodes, values, set(outputs)):
-        if not _evaluated(node, values):
+    joined: Sequence[Node | IntegerNode] = patterns.joined(nodes, values, set(outputs))
+    if integers:
+        joined = integer_nodes(
+            [each for each in joined if isinstance(each, Node)], values, set(outputs)
+        )
+    for node in joined:
+        if isinstance(node, IntegerNode):
+            mapping.map_integer_node(graph, node)
+        elif integers and node.operator in mapping.STORED:
+            mapping.map_node(graph, node, mapping.STORED)
+        elif not _evaluated(node, values):
             mapping.map_node(graph, node)
-    given = _outputs(emit, values, outputs, inputs)
+    given = _outputs(graph, outputs, inputs)
     return Built(_needed(emit.operators, given), inputs, given)
 
 
@@ -109,7 +134,10 @@ def _evaluated(node: Node, values: Values) -> bool:
         [onnx.helper.make_empty_tensor_value_info(name) for name in node.outputs if name],
     )
     opsets = [onnx.helper.make_opsetid("", node.opset)]
-    evaluator = ReferenceEvaluator(onnx.helper.make_model(graph, opset_imports=opsets))
+    try:
+        evaluator = ReferenceEvaluator(onnx.helper.make_model(graph, opset_imports=opsets))
+    except RuntimeError:
+        return False  # it has no implementation of this opset: the operator is written like others
     found = evaluator.run(None, {name: values.constants[name] for name in named})
     for name, array in zip((each for each in node.outputs if each), found, strict=True):
         values.constants[name] = _array(array)
@@ -128,10 +156,9 @@ def _element(array: Array) -> int:
     return int(onnx.helper.np_dtype_to_tensor_dtype(array.dtype))
 
 
-def _outputs(
-    emit: Emitter, values: Values, names: list[str], inputs: dict[str, Tensor]
-) -> dict[str, Tensor]:
+def _outputs(graph: Graph, names: list[str], inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors of the outputs, each one of its own."""
+    emit, values = graph.emit, graph.values
     given: dict[str, Tensor] = {}
     taken = {id(tensor) for tensor in inputs.values()}
     for name in names:
@@ -140,6 +167,7 @@ def _outputs(
         if id(tensor) in taken or tensor.data is not None:
             tensor = emit.copy(tensor)
         wanted = _dtype(values, name)
+        tensor = stored_output(graph, tensor, wanted)
         if tensor.dtype != wanted:
             raise UnsupportedError(
                 f"target litert computes the output `{name}` as {tensor.dtype}, not {wanted}"
@@ -192,5 +220,3 @@ def halved(model: Built) -> Built:
         for op in model.operators
     ]
     return Built([*front, *operators], model.inputs, model.outputs, model.notes)
-
-

@@ -25,9 +25,7 @@ OLDEST = 7
 """Before opset 7 operators broadcast by attributes."""
 
 
-def folded(
-    path: str, inputs: tuple[TensorSpec, ...], known: Collection[str]
-) -> onnx.ModelProto:
+def folded(path: str, inputs: tuple[TensorSpec, ...], known: Collection[str]) -> onnx.ModelProto:
     """Return the model with constants folded and the inputs' sizes fixed as far as known.
 
     Operators that are not `known`, and that ONNX defines by others, are written out. ONNX Runtime
@@ -82,7 +80,7 @@ def _written_out(model: onnx.ModelProto, known: Collection[str]) -> onnx.ModelPr
         if node.domain not in STANDARD or node.op_type in known:
             return False
         try:
-            schema = onnx.defs.get_schema(node.op_type, opset_of(model), "")
+            schema: Any = onnx.defs.get_schema(node.op_type, opset_of(model), "")
         except onnx.defs.SchemaError:
             return False
         return bool(schema.has_function or schema.has_context_dependent_function)
@@ -92,6 +90,11 @@ def _written_out(model: onnx.ModelProto, known: Collection[str]) -> onnx.ModelPr
     if not any(is_function(node) for node in every_node(model.graph)):
         return model
     types = onnx.shape_inference.infer_shapes(model)
+    # the inliner looks for the types of constants among those of other values
+    types.graph.value_info.extend(
+        onnx.helper.make_tensor_value_info(each.name, each.data_type, list(each.dims))
+        for each in types.graph.initializer
+    )
     kept = [("", name) for name in known]
     try:
         return onnx.inliner.inline_selected_functions(

@@ -18,9 +18,7 @@ TRIED = 2
 """The size of a dynamic axis when the model is tried."""
 
 
-def interpreter(
-    *, delegate: str, threads: int | None, path: Path | None = None, content: bytes | None = None
-) -> Any:
+def interpreter(path: Path, *, delegate: str, threads: int | None) -> Any:
     """Return an interpreter, with XNNPACK or without. Raises ValueError where it refuses the file."""
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
@@ -29,15 +27,14 @@ def interpreter(
         "none": OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
     }
     return Interpreter(
-        model_path=None if path is None else str(path),
-        model_content=content,
+        model_path=str(path),
         num_threads=threads,
         experimental_op_resolver_type=kinds[delegate],
     )
 
 
 def try_run(
-    content: bytes, inputs: tuple[TensorSpec, ...], *, delegate: str
+    path: Path, inputs: tuple[TensorSpec, ...], *, delegate: str
 ) -> dict[str, tuple[int, ...]]:
     """Run the model once, dynamic axes at two; return the sizes of its outputs by their names.
 
@@ -45,7 +42,7 @@ def try_run(
     """
     import numpy as np
 
-    made = interpreter(delegate=delegate, threads=None, content=content)
+    made = interpreter(path, delegate=delegate, threads=None)
     details = made.get_input_details()
     shapes = []
     for spec, detail in zip(inputs, details, strict=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from deploykit._plugins.targets.litert_flatbuffer import (
@@ -11,6 +11,7 @@ from deploykit._plugins.targets.litert_flatbuffer import (
 from deploykit._plugins.targets.litert_flatbuffer import (
     mapping_elementwise as elementwise,
 )
+from deploykit._plugins.targets.litert_flatbuffer import mapping_integers
 from deploykit._plugins.targets.litert_flatbuffer import (
     mapping_normalisation as normalisation,
 )
@@ -33,12 +34,16 @@ from deploykit._plugins.targets.litert_flatbuffer import (
     mapping_shapes as shapes,
 )
 from deploykit._plugins.targets.litert_flatbuffer import (
+    mapping_slices as slices,
+)
+from deploykit._plugins.targets.litert_flatbuffer import (
     mapping_windows as windows,
 )
 
 from deploykit.errors import UnsupportedError
 
 if TYPE_CHECKING:
+    from deploykit._plugins.targets.litert_flatbuffer.integers import IntegerNode
     from deploykit._plugins.targets.litert_flatbuffer.node import Graph, Node
 
 MAP: dict[str, Callable[[Graph, Node], None]] = {
@@ -71,8 +76,9 @@ MAP: dict[str, Callable[[Graph, Node], None]] = {
     "Expand": shapes.expand,
     "Flatten": shapes.reshape,
     "GRU": recurrent.recurrent,
-    "Gather": shapes.gather,
-    "GatherND": shapes.gather_nd,
+    "Gather": slices.gather,
+    "GatherElements": slices.gather_elements,
+    "GatherND": slices.gather_nd,
     "Gelu": elementwise.each(activations.gelu),
     "Gemm": products.gemm,
     "GlobalAveragePool": windows.global_average_pool,
@@ -98,7 +104,7 @@ MAP: dict[str, Callable[[Graph, Node], None]] = {
     "NonZero": shapes.non_zero,
     "OneHot": shapes.one_hot,
     "PRelu": elementwise.prelu,
-    "Pad": shapes.pad,
+    "Pad": slices.pad,
     "QuantizeLinear": quantised.quantize,
     "RMSNormalization": normalisation.rms_normalization,
     "RNN": recurrent.recurrent,
@@ -110,12 +116,13 @@ MAP: dict[str, Callable[[Graph, Node], None]] = {
     "Resize": resizing.resize,
     "Selu": elementwise.each(activations.selu),
     "Shape": shapes.shape_of,
-    "Slice": shapes.slice_,
+    "Size": shapes.size_of,
+    "Slice": slices.slice_,
     "Softmax": reductions.softmax("SOFTMAX", "SoftmaxOptions"),
     "Softplus": elementwise.each(activations.softplus),
     "Softsign": elementwise.each(activations.softsign),
     "SpaceToDepth": shapes.space_to_depth,
-    "Split": shapes.split,
+    "Split": slices.split,
     "Squeeze": shapes.reshape,
     "Swish": elementwise.each(activations.swish),
     "Tan": elementwise.each(activations.tan),
@@ -130,16 +137,37 @@ MAP: dict[str, Callable[[Graph, Node], None]] = {
 }
 
 
-def map_node(graph: Graph, node: Node) -> None:
+STORED = {
+    "DequantizeLinear": mapping_integers.dequantize,
+    "QuantizeLinear": mapping_integers.quantize,
+}
+"""Of graphs that are computed in integers."""
+
+
+def map_node(
+    graph: Graph, node: Node, table: Mapping[str, Callable[[Graph, Node], None]] = MAP
+) -> None:
     """Write one node. Raises UnsupportedError naming it where it cannot be written as it is."""
     graph.emit.node = node.name
     try:
-        MAP[node.operator](graph, node)
+        table[node.operator](graph, node)
     except UnsupportedError as error:
-        if error.operators:
-            raise
-        raise type(error)(
-            f"target litert cannot take {node}: {error.message}",
-            hint=error.hint,
-            operators=(node.operator,),
-        ) from error
+        raise _named(error, node) from error
+
+
+def map_integer_node(graph: Graph, found: IntegerNode) -> None:
+    """Write a node as an integer kernel. Raises as `map_node` does."""
+    try:
+        mapping_integers.map_integers(graph, found)
+    except UnsupportedError as error:
+        raise _named(error, found.node) from error
+
+
+def _named(error: UnsupportedError, node: Node) -> UnsupportedError:
+    if error.operators:
+        return error
+    return type(error)(
+        f"target litert cannot take {node}: {error.message}",
+        hint=error.hint,
+        operators=(node.operator,),
+    )

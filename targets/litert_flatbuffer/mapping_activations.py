@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from deploykit._plugins.targets.litert_flatbuffer.writing import Tensor
 
 
-
 def times(emit: Emitter, x: Tensor, factor: float) -> Tensor:
     """Return `x` times a number."""
     return x if factor == 1 else emit.binary("MUL", x, emit.scalar(factor, x))

@@ -49,7 +49,7 @@ BINARY = {
     "Xor": "NOT_EQUAL",
 }
 VARIADIC = {"Max": "MAXIMUM", "Min": "MINIMUM", "Sum": "ADD"}
-ANSWERS = frozenset("Equal Greater GreaterOrEqual Less LessOrEqual".split())
+ANSWERS = frozenset(["Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"])
 
 
 def each(make: Callable[[Graph, Node, Tensor], Tensor]) -> Map:
@@ -68,7 +68,7 @@ def unary(kind: str) -> Map:
     return each(lambda graph, _node, x: graph.emit.unary(kind, x))
 
 
-def operands(graph: Graph, node: Node, names: tuple[str, ...]) -> tuple[list[Tensor], Any]:
+def operands(graph: Graph, names: tuple[str, ...]) -> tuple[list[Tensor], Any]:
     """Return the inputs ready to broadcast, and the form that they are in."""
     rank = max(graph.rank(name) for name in names)
     order = graph.values.common(names, rank)
@@ -81,7 +81,7 @@ def binary(kind: str, *, answer: bool = False) -> Map:
     def apply(graph: Graph, node: Node) -> None:
         if node.attribute("broadcast", 0) or "axis" in node.attributes:
             raise UnsupportedError("it broadcasts as opset 6 did")
-        (a, b), order = operands(graph, node, node.inputs)
+        (a, b), order = operands(graph, node.inputs)
         if kind == "POW" and a.dtype != b.dtype:
             b = graph.emit.cast(b, a.dtype)
         made = graph.emit.binary(kind, a, b, "bool" if answer else None)
@@ -94,7 +94,7 @@ def variadic(kind: str) -> Map:
     """Return the map of an operator that folds its inputs by one of two."""
 
     def apply(graph: Graph, node: Node) -> None:
-        tensors, order = operands(graph, node, node.inputs)
+        tensors, order = operands(graph, node.inputs)
         made = tensors[0]
         for other in tensors[1:]:
             made = graph.emit.binary(kind, made, other)
@@ -105,7 +105,7 @@ def variadic(kind: str) -> Map:
 
 def mean(graph: Graph, node: Node) -> None:
     """Map Mean, of several tensors."""
-    tensors, order = operands(graph, node, node.inputs)
+    tensors, order = operands(graph, node.inputs)
     made = tensors[0]
     for other in tensors[1:]:
         made = graph.emit.binary("ADD", made, other)
@@ -196,21 +196,19 @@ def clip(graph: Graph, node: Node) -> None:
 
 def where(graph: Graph, node: Node) -> None:
     """Map Where."""
-    (condition, a, b), order = operands(graph, node, node.inputs)
+    (condition, a, b), order = operands(graph, node.inputs)
     graph.put(node.outputs[0], graph.emit.select(condition, a, b), order)
 
 
 def prelu(graph: Graph, node: Node) -> None:
     """Map PRelu; its slopes broadcast to the input."""
-    (x, slope), order = operands(graph, node, node.inputs)
+    (x, slope), order = operands(graph, node.inputs)
     if slope.rank < x.rank:
         slope = graph.emit.reshape(slope, (1,) * (x.rank - slope.rank) + slope.shape)
     if slope.data is not None and len(set(slope.data.reshape(-1).tolist())) == 1:
         made = graph.emit.unary("LEAKY_RELU", x, alpha=float(slope.data.flat[0]))
     elif x.rank == 4 and slope.data is not None and slope.shape[0] == 1:
-        made = graph.emit.add(
-            "PRELU", [x, graph.emit.reshape(slope, slope.shape[1:])], x.shape
-        )
+        made = graph.emit.add("PRELU", [x, graph.emit.reshape(slope, slope.shape[1:])], x.shape)
     else:
         zero = graph.emit.scalar(0, x)
         below = graph.emit.binary("MUL", slope, graph.emit.binary("MINIMUM", x, zero))

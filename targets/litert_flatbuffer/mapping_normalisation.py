@@ -8,9 +8,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from deploykit._plugins.targets.litert_flatbuffer.emitting import NeedsSizeError, channels_last
+from deploykit._plugins.targets.litert_flatbuffer.emitting import NeedsSizeError
 from deploykit._plugins.targets.litert_flatbuffer.mapping_activations import plus
 from deploykit._plugins.targets.litert_flatbuffer.node import Graph, Node
+from deploykit._plugins.targets.litert_flatbuffer.values import channels_last
 
 from deploykit.errors import UnsupportedError
 
@@ -158,6 +159,4 @@ def mean_variance_normalization(graph: Graph, node: Node) -> None:
     mean = emit.reduce("MEAN", x, axes, keep=True)
     variance = emit.reduce("MEAN", emit.binary("SQUARED_DIFFERENCE", x, mean), axes, keep=True)
     deviation = plus(emit, emit.unary("SQRT", variance), 1e-9)
-    graph.put(
-        node.outputs[0], emit.binary("DIV", emit.binary("SUB", x, mean), deviation), order
-    )
+    graph.put(node.outputs[0], emit.binary("DIV", emit.binary("SUB", x, mean), deviation), order)

@@ -18,9 +18,7 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 
-def fully_connected(
-    emit: Emitter, x: Tensor, weight: Tensor, bias: Tensor | None = None
-) -> Tensor:
+def fully_connected(emit: Emitter, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return x weight^T + bias; `weight` is [out, in], `x` [..., in]."""
     return emit.add(
         "FULLY_CONNECTED",
@@ -50,7 +48,9 @@ def matmul(graph: Graph, node: Node) -> None:
     if known is not None and known.ndim == 2 and a.rank >= 1:
         row = graph.emit.reshape(a, (1, *a.shape)) if a.rank == 1 else a
         made = fully_connected(graph.emit, row, graph.emit.constant(known.T))
-        graph.put(node.outputs[0], graph.emit.reshape(made, made.shape[1:]) if a.rank == 1 else made)
+        graph.put(
+            node.outputs[0], graph.emit.reshape(made, made.shape[1:]) if a.rank == 1 else made
+        )
         return
     b = graph.own(right)
     vector_a, vector_b = a.rank == 1, b.rank == 1
@@ -85,10 +85,10 @@ def gemm(graph: Graph, node: Node) -> None:
     term = node.input(2)
     known = graph.constant(term) if term else None
     bias = None
-    if known is not None and alpha == 1 and known.size in (1, weight.shape[0]) and known.ndim <= 2:
-        if known.size == 1 or known.shape[-1] == weight.shape[0]:
-            row = np.broadcast_to(known.reshape(-1) * np.float32(beta), (int(weight.shape[0]),))
-            bias, term = emit.constant(row.astype(np.float32)), ""
+    width = weight.shape[0]
+    if known is not None and alpha == 1 and (known.size == 1 or known.shape == (width,)):
+        row = np.broadcast_to(known.reshape(-1) * np.float32(beta), (int(width),))
+        bias, term = emit.constant(row.astype(np.float32)), ""
     if weight.data is not None:
         made = fully_connected(emit, a, weight, bias)
     else:

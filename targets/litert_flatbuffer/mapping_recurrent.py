@@ -61,9 +61,7 @@ def recurrent(graph: Graph, node: Node) -> None:
     _put_sequence(graph, node, sequences, rows, hidden)
     for at in range(1, len(node.outputs)):
         if node.outputs[at]:
-            parts = [
-                graph.emit.reshape(state[at - 1], (1, rows, hidden)) for state in finals
-            ]
+            parts = [graph.emit.reshape(state[at - 1], (1, rows, hidden)) for state in finals]
             made_one = parts[0] if len(parts) == 1 else graph.emit.concat(parts, 0)
             graph.put(node.outputs[at], made_one)
 
@@ -100,7 +98,11 @@ def _initial(
     for at in (5, 6) if node.operator == "LSTM" else (5,):
         if node.input(at):
             whole = graph.own(node.input(at))
-            part = graph.emit.slice(whole, [number, 0, 0], [1, -1, -1]) if whole.data is None else graph.emit.constant(whole.data[number : number + 1])
+            part = (
+                graph.emit.slice(whole, [number, 0, 0], [1, -1, -1])
+                if whole.data is None
+                else graph.emit.constant(whole.data[number : number + 1])
+            )
             made.append(graph.emit.reshape(part, (rows, hidden)))
         elif isinstance(rows, int):
             made.append(graph.emit.constant(np.zeros((rows, hidden), np.float32)))

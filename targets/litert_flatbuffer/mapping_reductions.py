@@ -65,9 +65,7 @@ def reduction(kind: str) -> Map:
     """Return the map of a reduction that is one of TensorFlow Lite's."""
 
     def apply(graph: Graph, node: Node) -> None:
-        _reduced(
-            graph, node, lambda x, axes, keep: graph.emit.reduce(kind, x, axes, keep=keep)
-        )
+        _reduced(graph, node, lambda x, axes, keep: graph.emit.reduce(kind, x, axes, keep=keep))
 
     return apply
 
@@ -76,7 +74,7 @@ def sum_of(before: str | None, after: str | None) -> Map:
     """Return the map of a sum with an operator before and one after."""
 
     def apply(graph: Graph, node: Node) -> None:
-        def make(x: Tensor, axes: list[int], keep: bool) -> Tensor:  # noqa: FBT001
+        def make(x: Tensor, axes: list[int], keep: bool) -> Tensor:
             inner = x if before is None else graph.emit.unary(before, x)
             total = graph.emit.reduce("SUM", inner, axes, keep=keep)
             return total if after is None else graph.emit.unary(after, total)
@@ -89,7 +87,7 @@ def sum_of(before: str | None, after: str | None) -> Map:
 def log_sum_exp(graph: Graph, node: Node) -> None:
     """Map ReduceLogSumExp; the largest is taken out first, so that nothing overflows."""
 
-    def make(x: Tensor, axes: list[int], keep: bool) -> Tensor:  # noqa: FBT001
+    def make(x: Tensor, axes: list[int], keep: bool) -> Tensor:
         emit = graph.emit
         top = emit.reduce("REDUCE_MAX", x, axes, keep=True)
         inner = emit.unary("EXP", emit.binary("SUB", x, top))

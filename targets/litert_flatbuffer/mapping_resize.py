@@ -10,18 +10,29 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from deploykit._plugins.targets.litert_flatbuffer.emitting import channels_last
 from deploykit._plugins.targets.litert_flatbuffer.mapping_products import fully_connected
 from deploykit._plugins.targets.litert_flatbuffer.node import Graph, Node
+from deploykit._plugins.targets.litert_flatbuffer.values import channels_last
 
 from deploykit.errors import UnsupportedError
 
 if TYPE_CHECKING:
     import numpy as np
+    from deploykit._plugins.targets.litert_flatbuffer.emitting import Shape
     from deploykit._plugins.targets.litert_flatbuffer.writing import Tensor
 
     Array = np.ndarray[Any, Any]
 
+SAMPLING = frozenset(
+    [
+        "antialias",
+        "coordinate_transformation_mode",
+        "cubic_coeff_a",
+        "exclude_outside",
+        "mode",
+        "nearest_mode",
+    ]
+)
 LARGEST = 1 << 22
 """Elements of a matrix of one axis."""
 
@@ -41,6 +52,7 @@ def resize(graph: Graph, node: Node) -> None:
     changed = [at for at in range(rank) if before[at] != after[at] or scales.get(at, 1.0) != 1.0]
     graph.sizes(name, changed)
     graph.sizes(out, changed)
+    _refuse_ambiguous(node, before, scales)
     mode = node.attribute("mode", "nearest")
     if not changed:
         graph.values.same(out, name)
@@ -72,6 +84,21 @@ def resize(graph: Graph, node: Node) -> None:
     graph.values.same(out, name)
 
 
+def _refuse_ambiguous(node: Node, sizes: Shape, scales: dict[int, float]) -> None:
+    """Refuse corners aligned over a length that is no whole number.
+
+    ONNX's definition takes the length as it is, ONNX Runtime the size that came of it.
+    """
+    if node.attribute("coordinate_transformation_mode", "half_pixel") != "align_corners":
+        return
+    for axis, scale in scales.items():
+        length = float(sizes[axis]) * scale
+        if abs(length - round(length)) > 1e-3:
+            raise UnsupportedError(
+                f"align_corners with a scale of {scale:g} for {sizes[axis]} elements: runtimes differ"
+            )
+
+
 def _scales(graph: Graph, node: Node, rank: int) -> dict[int, float]:
     """Return the scale of each axis where the node gives scales."""
     at = 1 if node.operator == "Upsample" or node.opset < 11 else 2
@@ -93,9 +120,7 @@ def _matrix(node: Node, size: int, goal: int, scale: float | None) -> Array:
 
     if size * max(size, goal) > LARGEST:
         raise UnsupportedError(f"an axis of {size} resized to {goal}")
-    kept = ("antialias", "coordinate_transformation_mode", "cubic_coeff_a", "exclude_outside")
-    kept += ("extrapolation_value", "mode", "nearest_mode")
-    attributes = {key: value for key, value in node.attributes.items() if key in kept}
+    attributes = {key: value for key, value in node.attributes.items() if key in SAMPLING}
     if node.operator == "Upsample" or node.opset < 11:
         # those of before opset 11 divide coordinates by the scale
         attributes["coordinate_transformation_mode"] = "asymmetric"
@@ -135,7 +160,9 @@ def _native(graph: Graph, x: Tensor, mode: str, matrices: list[Array]) -> Tensor
         return None
     for align, half in ((False, True), (False, False), (True, False)):
         if all(
-            np.allclose(_sampled(mode, m.shape[1], m.shape[0], align=align, half=half), m, atol=1e-5)
+            np.allclose(
+                _sampled(mode, m.shape[1], m.shape[0], align=align, half=half), m, atol=1e-5
+            )
             for m in matrices
         ):
             sizes = [len(matrix) for matrix in matrices]

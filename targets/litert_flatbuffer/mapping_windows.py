@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from deploykit._plugins.targets.litert_flatbuffer.emitting import channels_last
 from deploykit._plugins.targets.litert_flatbuffer.node import Graph, Node
+from deploykit._plugins.targets.litert_flatbuffer.values import channels_last
 from deploykit._plugins.targets.litert_flatbuffer.windows import (
     SAME,
     VALID,
@@ -22,9 +24,23 @@ from deploykit.errors import UnsupportedError
 if TYPE_CHECKING:
     import numpy as np
     from deploykit._plugins.targets.litert_flatbuffer.emitting import Emitter
-    from deploykit._plugins.targets.litert_flatbuffer.writing import Tensor
+    from deploykit._plugins.targets.litert_flatbuffer.writing import Quantization, Tensor
 
     Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Integers:
+    """How a convolution of stored numbers is written.
+
+    `stored` gives weight and bias for the weight as TensorFlow Lite orders it and its axis of output
+    channels; `output` is how the result is stored, `activation` what is applied to it.
+    """
+
+    stored: Callable[[Array, int], tuple[Tensor, Tensor]]
+    output: Quantization
+    activation: int
+
 
 LARGEST_DENSE = 1 << 24
 """Elements of the dense weight that a grouped transposed convolution may be written out to."""
@@ -43,7 +59,7 @@ def given(graph: Graph, node: Node, made: Tensor, rank: int) -> None:
     graph.put(node.outputs[0], made, channels_last(rank))
 
 
-def conv(graph: Graph, node: Node) -> None:
+def conv(graph: Graph, node: Node, integers: Integers | None = None) -> None:
     """Map Conv: depthwise where each group has one channel; grouped and plain ones are CONV_2D."""
     import numpy as np
 
@@ -52,7 +68,7 @@ def conv(graph: Graph, node: Node) -> None:
     weight_shape = graph.sizes(node.input(1), range(graph.rank(node.input(1))))
     groups = int(node.attribute("group", 1))
     window = window_of(graph, node, tuple(weight_shape[2:]))
-    if rank == 5:
+    if rank == 5 and integers is None:
         _conv_of_three_axes(graph, node, window, groups)
         return
     x = taken(graph, name)
@@ -60,18 +76,21 @@ def conv(graph: Graph, node: Node) -> None:
     channels = weight_shape[1] * groups
     depthwise = groups == channels and groups > 1
     known = graph.constant(node.input(1))
-    if known is None:
-        if rank != 4 or depthwise:
-            raise UnsupportedError(f"its weight `{node.input(1)}` must be a constant")
-        weight = graph.form(node.input(1), (0, 2, 3, 1))
-    else:
+    if known is not None:
         array = known.reshape(*known.shape[:2], 1, known.shape[2]) if rank == 3 else known
-        weight = graph.emit.constant(array.transpose((1, 2, 3, 0) if depthwise else (0, 2, 3, 1)))
-    bias = (
-        graph.own(node.input(2))
-        if node.input(2)
-        else graph.emit.constant(np.zeros(weight_shape[0], np.float32))
-    )
+        array = array.transpose((1, 2, 3, 0) if depthwise else (0, 2, 3, 1))
+    elif rank != 4 or depthwise:
+        raise UnsupportedError(f"its weight `{node.input(1)}` must be a constant")
+    if integers is not None and known is not None:
+        weight, bias = integers.stored(array, 3 if depthwise else 0)
+    else:
+        own = graph.emit.constant(array) if known is not None else None
+        weight = graph.form(node.input(1), (0, 2, 3, 1)) if own is None else own
+        bias = (
+            graph.own(node.input(2))
+            if node.input(2)
+            else graph.emit.constant(np.zeros(weight_shape[0], np.float32))
+        )
     padding = window.padding(x.shape[1:3])
     shape = (x.shape[0], *window.outputs(x.shape[1:3]), weight_shape[0])
     if padding is None:
@@ -83,14 +102,18 @@ def conv(graph: Graph, node: Node) -> None:
         "dilationHFactor": window.dilations[0],
         "dilationWFactor": window.dilations[1],
     }
+    output = None
+    if integers is not None:
+        output, options["fusedActivationFunction"] = integers.output, integers.activation
     if depthwise:
         table = "DepthwiseConv2DOptions"
         options["depthMultiplier"] = weight_shape[0] // groups
         made = graph.emit.add(
-            "DEPTHWISE_CONV_2D", [x, weight, bias], shape, None, table, **options
+            "DEPTHWISE_CONV_2D", [x, weight, bias], shape, None, table, output, **options
         )
     else:
-        made = graph.emit.add("CONV_2D", [x, weight, bias], shape, None, "Conv2DOptions", **options)
+        table = "Conv2DOptions"
+        made = graph.emit.add("CONV_2D", [x, weight, bias], shape, None, table, output, **options)
     given(graph, node, made, rank)
 
 
@@ -114,9 +137,7 @@ def _conv_of_three_axes(graph: Graph, node: Node, window: Window, groups: int) -
         graph.emit.constant(weight.transpose(2, 3, 4, 1, 0)),
         graph.emit.constant(bias),
     ]
-    made = graph.emit.add(
-        "CONV_3D", inputs, shape, None, "Conv3DOptions", padding=VALID, **options
-    )
+    made = graph.emit.add("CONV_3D", inputs, shape, None, "Conv3DOptions", padding=VALID, **options)
     graph.put(node.outputs[0], made, channels_last(5))
 
 
@@ -281,9 +302,7 @@ def average_pool(graph: Graph, node: Node) -> None:
     given(graph, node, made, rank)
 
 
-def _counted(
-    node: Node, window: Window, sizes: list[int], *, counts_padding: bool
-) -> list[Array]:
+def _counted(node: Node, window: Window, sizes: list[int], *, counts_padding: bool) -> list[Array]:
     """Return how many elements each window counts, along each axis."""
     import numpy as np
 
@@ -327,6 +346,7 @@ def _pooled(
         shape,
         None,
         "Pool2DOptions",
+        x.quantization,
         padding=padding,
         strideH=window.strides[0],
         strideW=window.strides[1],

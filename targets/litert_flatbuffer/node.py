@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from deploykit._plugins.targets.litert_flatbuffer.emitting import Emitter, NeedsSizeError, Values
+from deploykit._plugins.targets.litert_flatbuffer.emitting import Emitter, NeedsSizeError
+from deploykit._plugins.targets.litert_flatbuffer.values import Values
 
 from deploykit.errors import UnsupportedError
 
@@ -121,7 +122,9 @@ class Graph:
         tensor has an open size.
         """
         if one_free:
-            unknown = [size for size in sizes if isinstance(size, str) and size not in self.values.sources]
+            unknown = [
+                size for size in sizes if isinstance(size, str) and size not in self.values.sources
+            ]
             open_sizes = unknown or [size for size in sizes if isinstance(size, str)]
             if open_sizes and 0 not in sizes:
                 at = sizes.index(open_sizes[0])

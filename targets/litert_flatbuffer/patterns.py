@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from deploykit._plugins.targets.litert_flatbuffer.node import Node
 
 if TYPE_CHECKING:
-    from deploykit._plugins.targets.litert_flatbuffer.emitting import Values
+    from deploykit._plugins.targets.litert_flatbuffer.values import Values
 
 
 def joined(nodes: list[Node], values: Values, outputs: set[str]) -> Iterable[Node]:
@@ -88,7 +88,5 @@ def joined(nodes: list[Node], values: Values, outputs: set[str]) -> Iterable[Nod
     for node in nodes:
         if node.operator == "Erf" and (found := match(node)) is not None:
             x, last = found
-            replaced[last.outputs[0]] = Node(
-                "Gelu", last.name, (x,), last.outputs, {}, last.opset
-            )
+            replaced[last.outputs[0]] = Node("Gelu", last.name, (x,), last.outputs, {}, last.opset)
     return [replaced.get(node.outputs[0], node) if node.outputs else node for node in nodes]

@@ -67,21 +67,21 @@ def compile(request: CompileRequest) -> CompileResult:
     or the node that has none as it is.
     """
     settings = in_force(request.settings, SETTINGS, plugin="litert")
-    if request.precision != "fp32":
+    if request.precision not in ("fp32", "int8"):
         raise UnsupportedError(
             f"target litert has no precision `{request.precision}`: its interpreter computes in "
-            "float32 here",
-            hint="it has fp32; set weights=float16 for a file of half the size",
+            "float32 and int8",
+            hint="it has fp32 and int8; set weights=float16 for a file of half the size",
         )
     inputs = fixed_inputs(request.signature.inputs, request.shapes)
-    model, inputs, notes = _built(request, inputs, settings)
-    phase("writing")
-    content = model.packed()
-    _try_run(model, content, inputs, settings)
-    payload = Path(request.payload)
-    temporary = payload / f"{MODEL}.tmp"
-    temporary.write_bytes(content)
-    temporary.replace(payload / MODEL)
+    temporary = Path(request.payload) / f"{MODEL}.tmp"
+    model, inputs, notes = _built(request, inputs, settings, temporary)
+    temporary.replace(temporary.with_suffix(""))
+    if request.precision == "int8":
+        notes.append(
+            f"{model.integer_kernels} of {len(model.operators)} operators compute in int8; "
+            "their rounding may differ from ONNX's by a step"
+        )
     if settings["weights"] == "float16":
         notes.append("weights are stored as float16 and lose digits; the arithmetic is float32")
     return CompileResult(
@@ -121,9 +121,9 @@ def _versions() -> dict[str, str]:
 
 
 def _built(
-    request: CompileRequest, inputs: tuple[TensorSpec, ...], settings: dict[str, str]
+    request: CompileRequest, inputs: tuple[TensorSpec, ...], settings: dict[str, str], file: Path
 ) -> tuple[Built, tuple[TensorSpec, ...], list[str]]:
-    """Return the model, the inputs it takes, and notes."""
+    """Write the model to `file`; return it, the inputs it takes, and notes."""
     dynamic = [
         f"{spec.name}:{axis}"
         for spec in inputs
@@ -131,11 +131,7 @@ def _built(
         if not isinstance(size, int)
     ]
     try:
-        model = _made(request.model, inputs, settings)
-        if dynamic:
-            phase("trying dynamic sizes")
-            _try_run(model, model.packed(), inputs, settings)
-        return model, inputs, []
+        return _written(request, inputs, settings, file), inputs, []
     except UnsupportedError as error:
         fixed = _with_batch_of_one(inputs)
         if not dynamic or (fixed is None and not isinstance(error, NeedsSizeError)):
@@ -147,19 +143,35 @@ def _built(
                 operators=error.operators,
             ) from error
         reason = error.message
-    model = _made(request.model, fixed, settings)
-    return (
-        model,
-        fixed,
-        [f"LiteRT cannot keep {', '.join(dynamic)} dynamic: fixed to 1 ({reason})"],
-    )
+    model = _written(request, fixed, settings, file)
+    note = f"LiteRT cannot keep {', '.join(dynamic)} dynamic: fixed to 1 ({reason})"
+    return model, fixed, [note]
 
 
-def _made(path: str, inputs: tuple[TensorSpec, ...], settings: dict[str, str]) -> Built:
+def _written(
+    request: CompileRequest, inputs: tuple[TensorSpec, ...], settings: dict[str, str], file: Path
+) -> Built:
+    """Write the model to `file`, and run it once."""
+    model = _made(request, inputs, settings)
+    phase("writing the file")
+    model.write(file)
+    _try_run(model, file, inputs, settings)
+    return model
+
+
+def _made(
+    request: CompileRequest, inputs: tuple[TensorSpec, ...], settings: dict[str, str]
+) -> Built:
     phase("folding the graph")
-    model = graphs.folded(path, inputs, mapping.MAP)
+    model = graphs.folded(request.model, inputs, mapping.MAP)
     phase("writing the operators")
-    made = building.built(model)
+    made = building.built(model, integers=request.precision == "int8")
+    if request.precision == "int8" and not made.integer_kernels:
+        raise UnsupportedError(
+            "target litert finds nothing to compute in int8: the model has no convolution or product "
+            "between DequantizeLinear and QuantizeLinear",
+            hint="quantise it first, to the QDQ form with 8 bits, or use --precision fp32",
+        )
     return building.halved(made) if settings["weights"] == "float16" else made
 
 
@@ -180,12 +192,12 @@ def _with_batch_of_one(inputs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]
 
 
 def _try_run(
-    model: Built, content: bytes, inputs: tuple[TensorSpec, ...], settings: dict[str, str]
+    model: Built, file: Path, inputs: tuple[TensorSpec, ...], settings: dict[str, str]
 ) -> None:
     """Run once on zeros: LiteRT says only then what its kernels cannot take."""
     phase("trying the model")
     try:
-        found = interpreting.try_run(content, inputs, delegate=settings["delegate"])
+        found = interpreting.try_run(file, inputs, delegate=settings["delegate"])
     except (RuntimeError, ValueError) as error:
         at = interpreting.failed_operator(error)
         operator = model.operators[at] if at is not None and at < len(model.operators) else None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploykit.errors import UnsupportedError
@@ -121,14 +122,15 @@ class Operator:
     node: str = ""
 
 
-def packed(
+def write(
+    path: Path,
     operators: Sequence[Operator],
     inputs: Mapping[str, Tensor],
     outputs: Mapping[str, Tensor],
     *,
     description: str,
-) -> bytes:
-    """Return the model. `inputs` and `outputs` name the tensors as the signature shall.
+) -> None:
+    """Write the model. `inputs` and `outputs` name the tensors as the signature shall.
 
     Raises UnsupportedError where the model is larger than the format can say.
     """
@@ -167,14 +169,15 @@ def packed(
     model.signatureDefs = [_signature(schema, inputs, outputs, number)]
     builder = flatbuffers.Builder(total + (1 << 16))
     builder.Finish(model.Pack(builder), b"TFL3")
-    return bytes(builder.Output())
+    with path.open("wb") as stream:
+        stream.write(memoryview(builder.Bytes)[builder.Head() :])
 
 
 def _buffer(schema: Any, data: Array | None) -> Any:
     """Return a buffer whose bytes lie where vector instructions can read them."""
     import numpy as np
 
-    class Aligned(schema.BufferT):  # type: ignore[misc, name-defined]
+    class Aligned(schema.BufferT):  # type: ignore[misc]
         def Pack(self, builder: Any) -> Any:
             start = None
             if self.data is not None and len(self.data):
@@ -189,7 +192,7 @@ def _buffer(schema: Any, data: Array | None) -> Any:
 
     made = Aligned()
     if data is not None:
-        made.data = memoryview(np.ascontiguousarray(data).reshape(-1).view(np.uint8))
+        made.data = np.ascontiguousarray(data).reshape(-1).view(np.uint8).data
     return made
 
 
@@ -218,9 +221,7 @@ def _operator(
     quantized = any(t is not None and t.quantization for t in operator.inputs)
     versions = QUANTIZED_VERSIONS if quantized else VERSIONS
     made = schema.OperatorT()
-    made.opcodeIndex = codes.setdefault(
-        (operator.kind, versions.get(operator.kind, 1)), len(codes)
-    )
+    made.opcodeIndex = codes.setdefault((operator.kind, versions.get(operator.kind, 1)), len(codes))
     made.inputs = [-1 if each is None else number[id(each)] for each in operator.inputs]
     made.outputs = [number[id(each)] for each in operator.outputs]
     if operator.table:
