@@ -23,7 +23,13 @@ EXACT = (
 # Names that a release carries in every payload: they would differ from build to build.
 PLAIN = ("--iree-vm-bytecode-module-strip-source-map", "--iree-vm-emit-polyglot-zip=false")
 
+# The stack of a kernel; the default of 32 KiB is too small for tiles of unknown sizes. The runtime's
+# workers have 128 KiB.
+LIMITS = ("--iree-llvmcpu-stack-allocation-limit=65536",)
+
 LIMIT_S = 3600
+
+HINT = "fixed input shapes (--shape) often help"
 
 
 def run_compiler(arguments: Sequence[str], folder: Path) -> tuple[int, str]:
@@ -58,17 +64,20 @@ def described(flags: Sequence[str]) -> str:
         return (folder / "device.mlir").read_text(encoding="utf-8")
 
 
-def compiled(
-    source: Path, output: Path, flags: Sequence[str], names: Sequence[str], *, dynamic: bool
-) -> None:
+class KernelError(UnsupportedError):
+    """The graph is understood; the code of a kernel could not be made, in the way that was asked."""
+
+
+def compiled(source: Path, output: Path, flags: Sequence[str], names: Sequence[str]) -> None:
     """Compile the module `source` to the file `output`.
 
     `names` are those of the ONNX nodes by their number, as `graphs.named_nodes` gave it to them.
-    Raises UnsupportedError naming the operator that the compiler could not take; PluginError where
-    it crashed, StepOutOfMemory where the system ended it.
+    Raises UnsupportedError naming the operator that the compiler could not take (KernelError where
+    it understood all, but could not make the code); PluginError where it crashed without a word,
+    StepOutOfMemory where the system ended it.
     """
     code, said = run_compiler(
-        [str(source), *EXACT, *PLAIN, *flags, "-o", str(output)], source.parent
+        [str(source), *EXACT, *PLAIN, *LIMITS, *flags, "-o", str(output)], source.parent
     )
     ignored = re.search(r"'(.+?)' is not a recognized (processor|feature)", said)
     if ignored:
@@ -79,24 +88,22 @@ def compiled(
         )
     if code == 0:
         return
-    hint = "fixed input shapes (--shape) often help" if dynamic else ""
-    blamed = _blamed(said)
-    if blamed is not None:
-        operator, number = blamed
-        node = f" (node `{names[number]}`)" if number is not None and names[number] else ""
-        raise UnsupportedError(
-            f"target iree cannot compile operator {operator}{node} as this model uses it: "
-            f"{_first(said)}",
-            hint=hint,
-            operators=(operator,),
-        )
     print(said)  # for the log of the step
     if code == -signal.SIGKILL:
         raise StepOutOfMemory("iree-compile was killed, as the system does when memory runs out")
-    if code < 0:
-        name = signal.Signals(-code).name
-        raise PluginError(f"iree-compile crashed ({name}): {_first(said)}", hint=hint)
-    raise PluginError(f"iree-compile failed: {_first(said)}", hint=hint)
+    how = f"it crashed ({signal.Signals(-code).name}): " if code < 0 else ""
+    blamed = _blamed(said)
+    if blamed is None:
+        raise PluginError(f"iree-compile failed: {how}{_first(said)}", hint=HINT)
+    operator, number = blamed
+    node = f" (node `{names[number]}`)" if number is not None and names[number] else ""
+    kind = UnsupportedError if '"onnx.' in said and "torch.operator" in said else KernelError
+    raise kind(
+        f"target iree cannot compile operator {operator}{node} as this model uses it: "
+        f"{how}{_first(said)}",
+        hint=HINT,
+        operators=(operator,),
+    )
 
 
 def _blamed(said: str) -> tuple[str, int | None] | None:

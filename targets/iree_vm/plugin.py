@@ -10,8 +10,8 @@
 # functions = ["probe", "compile", "load"]
 #
 # [tool.deploykit.settings]
-# optimization = "O3 (default), O2, O1 or O0: how far the compiler goes"
-# data_tiling = "auto (default): the compiler's choice for the level; true or false: matrices in tiles"
+# opt_level = "O1 (default), O0, O2 or O3: from O2 on it fuses more, which fails on some graphs"
+# data_tiling = "true (default): matrices are laid out in tiles, several times faster; or false"
 # ///
 """IREE: the ONNX graph becomes one module of machine code (or SPIR-V, PTX) for its runtime."""
 
@@ -45,8 +45,8 @@ from deploykit.protocol import (
 
 DEVICES = ("cpu", "vulkan", "cuda")
 SETTINGS = {
-    "optimization": Setting(default="O3", choices=("O3", "O2", "O1", "O0")),
-    "data_tiling": Setting(default="auto", choices=("auto", "true", "false")),
+    "opt_level": Setting(default="O1", choices=("O0", "O1", "O2", "O3")),
+    "data_tiling": Setting(default="true", choices=("true", "false")),
 }
 MODULE = "model.vmfb"
 BUILD = "build.json"
@@ -109,7 +109,7 @@ def compile(request: CompileRequest) -> CompileResult:
     outputs = graphs.outputs(model, request.signature.outputs, fixed=bool(request.shapes))
     order = [value.name for value in model.graph.input]
     names = graphs.named_nodes(model)
-    dynamic = graphs.dynamic_axes(inputs)
+    notes = list(chosen.notes)
     payload = Path(request.payload)
     with tempfile.TemporaryDirectory(prefix="deploykit-iree-") as name:
         folder = Path(name)
@@ -117,19 +117,15 @@ def compile(request: CompileRequest) -> CompileResult:
         importing.write_module(model, folder / "model.mlirbc")
         del model
         phase("compiling")
-        compiling.compiled(
-            folder / "model.mlirbc",
-            folder / MODULE,
-            [*chosen.flags, *_flags(settings)],
-            names,
-            dynamic=bool(dynamic),
+        settings = _compiled(
+            folder, [*chosen.flags, *_narrowing(request.precision)], settings, names, notes
         )
         shutil.move(folder / MODULE, payload / MODULE)
     build = {"architecture": chosen.architecture, "cpu_flags": chosen.cpu_flags, "inputs": order}
     temporary = payload / f"{BUILD}.tmp"
     temporary.write_text(json.dumps(build, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     temporary.replace(payload / BUILD)
-    notes = list(chosen.notes)
+    dynamic = graphs.dynamic_axes(inputs)
     if dynamic:
         notes.append(
             f"{', '.join(dynamic)} may have any size; fixed sizes (--shape) give faster code"
@@ -154,12 +150,9 @@ def load(request: LoadRequest) -> running.IreeSession:
     build = json.loads((payload / BUILD).read_text(encoding="utf-8"))
     if request.device == "cpu":
         processors.require(build["architecture"], build["cpu_flags"])
-    phase("importing iree")
-    device = running.open_device(request.device, request.threads)
     phase("loading")
-    return running.IreeSession(
-        payload / MODULE, importing.FUNCTION, device, build["inputs"], request.signature
-    )
+    loaded = running.Loaded(payload / MODULE, importing.FUNCTION, request.device, request.threads)
+    return running.IreeSession(loaded, build["inputs"], request.signature)
 
 
 def _versions() -> dict[str, str]:
@@ -177,8 +170,54 @@ def _chosen(request: CompileRequest) -> processors.Chosen:
     return processors.cuda(request.hardware, running.nvidia_architecture() or DEFAULT_GPU)
 
 
+def _compiled(
+    folder: Path,
+    flags: list[str],
+    settings: dict[str, str],
+    names: tuple[str, ...],
+    notes: list[str],
+) -> dict[str, str]:
+    """Compile in `folder`; return the settings that did it.
+
+    What fails in the making of kernels is tried again without tiles, and with less fusion: both
+    have limits that the plain way does not have. A note says so.
+    """
+    attempts = [settings]
+    if settings["data_tiling"] == "true":
+        attempts.append({**settings, "data_tiling": "false"})
+    if settings["opt_level"] in ("O2", "O3"):
+        attempts.append({"data_tiling": "false", "opt_level": "O1"})
+    first: compiling.KernelError | None = None
+    for tried in attempts:
+        phase(f"compiling with {', '.join(f'{name}={value}' for name, value in tried.items())}")
+        try:
+            compiling.compiled(
+                folder / "model.mlirbc", folder / MODULE, [*flags, *_flags(tried)], names
+            )
+        except compiling.KernelError as error:
+            first = first or error
+            continue
+        if first is not None:
+            changed = [f"{name}={tried[name]}" for name in tried if tried[name] != settings[name]]
+            notes.append(f"compiled with {', '.join(changed)}, because: {first.message}")
+        return tried
+    assert first is not None
+    raise first
+
+
 def _flags(settings: dict[str, str]) -> list[str]:
-    flags = [f"--iree-opt-level={settings['optimization']}"]
-    if settings["data_tiling"] != "auto":
-        flags.append(f"--iree-opt-data-tiling={settings['data_tiling']}")
-    return flags
+    return [
+        f"--iree-opt-level={settings['opt_level']}",
+        f"--iree-opt-data-tiling={settings['data_tiling']}",
+    ]
+
+
+def _narrowing(precision: str) -> list[str]:
+    """Return the flags by which the factors of convolutions and matrix products are narrowed."""
+    narrow = {"fp16": "f16", "bf16": "bf16"}.get(precision)
+    if narrow is None:
+        return ["--iree-global-opt-demote-contraction-inputs-operations=none"]
+    return [
+        "--iree-global-opt-demote-contraction-inputs-operations=all",
+        f"--iree-global-opt-demote-contraction-inputs-type={narrow}",
+    ]

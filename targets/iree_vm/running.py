@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -70,49 +71,55 @@ def nvidia_architecture() -> str | None:
     return f"sm_{major.value}{minor.value}"
 
 
-def open_device(device: str, threads: int | None) -> Any:
-    """Return a new device of the runtime; the CPU's has `threads` workers of its own.
+@functools.cache
+def open_device(device: str, threads: int | None) -> tuple[Any, Any]:
+    """Return a driver of the runtime and its device; the CPU's has `threads` workers of its own.
 
-    Raises UnavailableError where there is none.
+    Kept as long as the process lives: a buffer that outlives its device crashes, and who frees
+    which first is the garbage collector's choice. Raises UnavailableError where there is none.
     """
     import iree.runtime as runtime
     from iree.runtime._binding import create_hal_driver
 
     if device != "cpu":
         device_name(device)
-        return runtime.get_driver(DRIVERS[device]).create_default_device()
-    # The flag is read when a driver is made, so each session makes its own (the cached one would
-    # keep the threads of the first).
+        driver = runtime.get_driver(DRIVERS[device])
+        return driver, driver.create_default_device()
+    # The flag is read when a driver is made: IREE's own cache would keep the threads of the first.
     workers = threads or len(os.sched_getaffinity(0))
     runtime.flags.parse_flags(f"--task_topology_group_count={workers}")
-    return create_hal_driver(DRIVERS[device]).create_default_device()
+    driver = create_hal_driver(DRIVERS[device])
+    return driver, driver.create_default_device()
 
 
-class IreeSession:
-    """A compiled module in IREE's virtual machine."""
+class Loaded:
+    """A module in the runtime, on a device."""
 
-    def __init__(
-        self, module: Path, function: str, device: Any, order: list[str], signature: Signature
-    ) -> None:
+    def __init__(self, module: Path, function: str, device: str, threads: int | None) -> None:
         import iree.runtime as runtime
 
-        self.inputs = signature.inputs
-        self.outputs = signature.outputs
-        self._device = device
-        self._order = order
-        self._names = [spec.name for spec in signature.outputs]
-        self._dtypes = [spec.dtype for spec in signature.outputs]
+        _, self.device = open_device(device, threads)
         instance = runtime.VmInstance()
         try:
             loaded = runtime.VmModule.mmap(instance, str(module))
-            hal = runtime.create_hal_module(instance, device)
-            self._context: Any = runtime.VmContext(instance, modules=[hal, loaded])
+            hal = runtime.create_hal_module(instance, self.device)
+            self.context = runtime.VmContext(instance, modules=[hal, loaded])
         except (RuntimeError, ValueError) as error:
             raise UnavailableError(
                 f"IREE cannot load the compiled module here: {_reason(error)}",
                 hint="compile it on this machine, or for it (--hardware)",
             ) from error
-        self._function = loaded.lookup_function(function)
+        self.function = loaded.lookup_function(function)
+
+
+class IreeSession:
+    """A compiled module in IREE's virtual machine."""
+
+    def __init__(self, loaded: Loaded, order: list[str], signature: Signature) -> None:
+        self.inputs = signature.inputs
+        self.outputs = signature.outputs
+        self._order = order
+        self._loaded: Loaded | None = loaded
 
     def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
         """Return every output by name."""
@@ -122,37 +129,31 @@ class IreeSession:
 
     def bind(self, feed: Mapping[str, Array]) -> BoundCall:
         """Fix the inputs; calling the result runs one inference on them."""
-        if self._context is None:
+        if self._loaded is None:
             raise ValueError("the session is closed")
-        arguments = arguments_of(self._device, [feed[name] for name in self._order])
-        call = BoundCall(self._context, self._function, self._device, arguments)
-        call.names, call.dtypes = self._names, self._dtypes
-        return call
+        dtypes = {spec.name: spec.dtype for spec in self.outputs}
+        return BoundCall(self._loaded, [feed[name] for name in self._order], dtypes)
 
     def close(self) -> None:
         """Give the module, its constants and the device back."""
-        self._context = self._function = self._device = None
+        self._loaded = None
 
 
 class BoundCall:
     """The function with its arguments in the device's memory; the outputs stay there until asked."""
 
-    names: list[str]
-    dtypes: list[str]
-
-    def __init__(self, context: Any, function: Any, device: Any, arguments: Any) -> None:
-        self._context = context
-        self._function = function
-        self._device = device
-        self._arguments = arguments
+    def __init__(self, loaded: Loaded, arrays: list[Array], dtypes: Mapping[str, str]) -> None:
+        self._loaded = loaded
+        self._dtypes = dtypes
+        self._arguments = arguments_of(loaded.device, arrays)
         self._results: Any = None
 
     def __call__(self) -> None:
         """Run once."""
         import iree.runtime as runtime
 
-        results = runtime.VmVariantList(len(self.names))
-        self._context.invoke(self._function, self._arguments, results)
+        results = runtime.VmVariantList(len(self._dtypes))
+        self._loaded.context.invoke(self._loaded.function, self._arguments, results)
         self._results = results
 
     def outputs(self) -> dict[str, Array]:
@@ -160,9 +161,9 @@ class BoundCall:
         import iree.runtime as runtime
 
         found = {}
-        for index, (name, dtype) in enumerate(zip(self.names, self.dtypes, strict=True)):
+        for index, (name, dtype) in enumerate(self._dtypes.items()):
             view = self._results.get_as_object(index, runtime.HalBufferView)
-            found[name] = read_back(self._device, view, dtype)
+            found[name] = read_back(self._loaded.device, view, dtype)
         return found
 
 
