@@ -642,8 +642,8 @@ class ContextDouble:
 
     def _at(self, name: str, shape: tuple[int, ...]) -> Any:
         count = int(np.prod(shape, dtype=int))
-        floats = ctypes.c_float * count
-        return np.frombuffer(floats.from_address(self.addresses[name]), np.float32).reshape(shape)
+        floats: Any = (ctypes.c_float * count).from_address(self.addresses[name])
+        return np.frombuffer(floats, np.float32).reshape(shape)
 
     def execute_async_v3(self, stream: int) -> bool:
         assert stream == 7
