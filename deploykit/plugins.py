@@ -2,7 +2,8 @@
 
 A block is the plugin's declaration (https://peps.python.org/pep-0723/): what it needs, and in
 `[tool.deploykit]` what it is. Fields: `summary`, `functions`, `formats` (converters), `devices`
-(targets, the first is the default; `hetero:*` is one that takes arguments, as `hetero:gpu,cpu`),
+(targets, the first is the default; `hetero:*` is one that takes arguments, as `hetero:gpu,cpu`, and
+`auto` one that chooses among the others; `-t all` means neither),
 optionally `name`, `settings`, `libraries` (of the system, each with what brings it: `libcuda.so.1`)
 and `newest_opset` (targets: the newest ONNX opset that is known to load and compute right).
 """
@@ -24,6 +25,9 @@ FUNCTIONS = {
     "target": ("probe", "compile", "load", "operators"),
 }
 """Kind of plugin to the functions that the protocol knows for it."""
+
+AUTO = "auto"
+"""The device of a target that chooses among its others."""
 
 _FIELDS = (
     *(
