@@ -2,12 +2,13 @@
 
 A block is the plugin's declaration (https://peps.python.org/pep-0723/): what it needs, and in
 `[tool.deploykit]` what it is. Fields: `summary`, `functions`, `formats` (converters), `devices`
-(targets, the first is the default; `hetero:*` is one that takes arguments, as `hetero:gpu,cpu`),
-optionally `name`, `settings`, `libraries` (of the system, each with what brings it: `libcuda.so.1`),
-`newest_opset` (targets: the newest ONNX opset that is known to load and compute right), `cross`
-(targets: true where it compiles for other machines than its own), `environments` (targets: a device
-to the dependencies that it needs instead of the block's own) and `compiler` (converters: the
-framework's own compiler, which `reference` uses when asked for it).
+(targets, the first is the default; `hetero:*` is one that takes arguments, as `hetero:gpu,cpu`, and
+`auto` one that chooses among the others; `-t all` means neither), optionally `name`, `settings`,
+`libraries` (of the system, each with what brings it: `libcuda.so.1`), `newest_opset` (targets: the
+newest ONNX opset that is known to load and compute right), `cross` (targets: true where it compiles
+for other machines than its own), `environments` (targets: a device to the dependencies that it needs
+instead of the block's own) and `compiler` (converters: the framework's own compiler, which
+`reference` uses when asked for it).
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ FUNCTIONS = {
     "target": ("probe", "compile", "load", "operators"),
 }
 """Kind of plugin to the functions that the protocol knows for it."""
+
+AUTO = "auto"
+"""The device of a target that chooses among its others."""
 
 _FIELDS = (
     "name",

@@ -46,8 +46,8 @@ def available_targets(conditions: Conditions) -> list[tuple[Plugin, str]]:
         except DeploykitError as error:
             devices = (Availability(device="*", available=False, detail=error.message),)
         for device in devices:
-            if plugins.takes_arguments(device.device):
-                continue  # only the user knows which
+            if plugins.takes_arguments(device.device) or device.device == plugins.AUTO:
+                continue  # it stands for others, which are here by their own names
             if device.available:
                 found.append((plugin.on(device.device), device.device))
             else:

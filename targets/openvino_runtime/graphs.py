@@ -101,6 +101,14 @@ def compile(
         if operators:
             said = f"target openvino cannot run operators {', '.join(operators)}"
             raise UnsupportedError(said, operators=operators) from error
+        # such as "[LSTMCellDecomposition] END: node: opset4::LSTMCell LSTMCell_3983 (": a pass's failure
+        failed = re.search(r"node: \w+::(\w+?)(?:Cell|Sequence)? (\S+) \(", str(error))
+        if failed:
+            raise UnsupportedError(
+                f"target openvino cannot compile operator {failed.group(1)} as the model has it: "
+                f"{last_line(error)}",
+                operators=(failed.group(1),),
+            ) from error
         if device == "CPU":
             raise
         dynamic = any(port.partial_shape.is_dynamic for port in model.inputs)

@@ -23,12 +23,12 @@ class TensorrtSession:
     def __init__(self, trt: Any, driver: Driver, engine: Any, signature: Signature) -> None:
         self.inputs = signature.inputs
         self.outputs = signature.outputs
-        self._make = lambda: BoundContext(trt, driver, engine, signature)
-        self._context: BoundContext | None = self._make()
+        self._parts: tuple[Any, Driver, Any, Signature] | None = (trt, driver, engine, signature)
+        self._context = BoundContext(*self._parts)
 
     def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
         """Return every output by name. Raises UsageError for sizes the engine was not built for."""
-        if self._context is None:
+        if self._parts is None:
             raise ValueError("the session is closed")
         self._context.set_inputs(feed)
         self._context()
@@ -36,22 +36,17 @@ class TensorrtSession:
 
     def bind(self, feed: Mapping[str, Array]) -> BoundContext:
         """Fix the inputs in the GPU's memory; calling the result runs one inference on them."""
-        if self._context is None:
+        if self._parts is None:
             raise ValueError("the session is closed")
-        context = self._make()
+        context = BoundContext(*self._parts)
         context.set_inputs(feed)
         return context
 
     def close(self) -> None:
         """Give the GPU's memory back."""
-        if self._context is not None:
+        if self._parts is not None:
             self._context.close()
-        self._context = None
-        self._make = _closed
-
-
-def _closed() -> BoundContext:
-    raise ValueError("the session is closed")
+        self._parts = None
 
 
 class BoundContext:

@@ -73,7 +73,7 @@ def _word(text: str) -> str:
 
 
 def _nodes(metadata: str, known: Collection[str]) -> tuple[str, ...]:
-    found = {}
+    found: dict[str, None] = {}
     for name in _NODE.findall(metadata):
         node = name if name in known else name.removeprefix(_UNNAMED)
         if node in known and not node.startswith(PREFIX):

@@ -6,7 +6,7 @@
 # name = "tensorrt"
 # summary = "TensorRT: an engine for one NVIDIA GPU (after the documentation: not tried yet)"
 # devices = ["gpu"]
-# newest_opset = 21
+# newest_opset = 20
 # functions = ["probe", "compile", "load", "operators"]
 #
 # [tool.deploykit.libraries]
@@ -244,7 +244,7 @@ def prepare(model: onnx.ModelProto, inputs: tuple[TensorSpec, ...], precision: s
 def _tensorrt() -> Any:
     try:
         import tensorrt
-    except ImportError as error:
+    except (ImportError, OSError) as error:  # the package, or a library of it
         raise UnavailableError(
             f"TensorRT cannot be imported: {str(error).splitlines()[0]}",
             hint="install `tensorrt-cu12` (its libraries come from NVIDIA's package index)",
@@ -308,7 +308,7 @@ def _read(path: str) -> onnx.ModelProto:
 def _write(model: onnx.ModelProto, path: Path) -> None:
     import onnx
 
-    if model.ByteSize() < LARGE_BYTES:
+    if sum(len(tensor.raw_data) for tensor in model.graph.initializer) < LARGE_BYTES:
         onnx.save(model, path)
     else:
         onnx.save(model, path, save_as_external_data=True, location="weights.bin")

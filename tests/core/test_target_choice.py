@@ -115,11 +115,11 @@ def mixing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder.mkdir()
     (folder / "mixing.py").write_text(
         "# /// script\n# requires-python = '>=3.10'\n# dependencies = []\n#\n"
-        "# [tool.deploykit]\n# summary = 'x'\n# devices = ['cpu', 'mix:*']\n"
+        "# [tool.deploykit]\n# summary = 'x'\n# devices = ['cpu', 'auto', 'mix:*']\n"
         "# functions = ['probe']\n# ///\n"
         "from deploykit.protocol import Availability\n"
         "def probe():\n"
-        "    return tuple(Availability(device=d, available=True) for d in ('cpu', 'mix:*'))\n"
+        "    return tuple(Availability(device=d, available=True) for d in ('cpu', 'auto', 'mix:*'))\n"
     )
     monkeypatch.setenv("DEPLOYKIT_PLUGIN_PATH", str(tmp_path))
     monkeypatch.setattr(_plugins, "__path__", [str(tmp_path)])
@@ -141,5 +141,5 @@ def test_what_is_no_argument_of_a_device(device: str) -> None:
 
 
 @pytest.mark.usefixtures("mixing")
-def test_all_names_no_device_that_has_to_be_completed() -> None:
+def test_all_names_no_device_that_stands_for_others() -> None:
     assert names(["all"]) == ["mixing:cpu"]

@@ -154,3 +154,23 @@ def test_what_it_cannot_convert_is_named(bench: Any, golden: Callable[[str], Any
     with pytest.raises(UnsupportedError, match="rank") as raised:
         bench.compile(case.path)
     assert "Conv" in raised.value.operators
+
+
+def test_what_it_cannot_compile_is_named(bench: Any, build: Any) -> None:
+    """An LSTM with other activations is read, and fails where OpenVINO takes it apart."""
+    model = build(
+        [
+            (
+                "LSTM",
+                ["x", "w", "r"],
+                ["y", "", ""],
+                {"hidden_size": 2, "activations": ["HardSigmoid", "Tanh", "Tanh"]},
+            )
+        ],
+        [("x", FLOAT, [3, 1, 4])],
+        [("y", FLOAT, [3, 1, 1, 2])],
+        {"w": np.ones((1, 8, 4), np.float32), "r": np.ones((1, 8, 2), np.float32)},
+    )
+    with pytest.raises(UnsupportedError, match="activation") as raised:
+        bench.compile(model)
+    assert raised.value.operators == ("LSTM",)
