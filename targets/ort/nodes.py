@@ -1,7 +1,8 @@
 """Which ONNX nodes an operation of ONNX Runtime's optimised graph stands for.
 
-A fused operation keeps the name of the tensor that it computes. So it stands for all nodes of the
-model between that tensor and those that the optimised graph still has.
+A fused operation keeps the name of the tensor that it computes, a blocked convolution in its own
+name. So it stands for all nodes of the model between that tensor and those that the optimised graph
+still has.
 """
 
 from __future__ import annotations
@@ -18,8 +19,7 @@ if TYPE_CHECKING:
 
 FILE = "nodes.json"
 
-# blocked convolutions compute a renamed tensor, and these two turn it into the named one
-_BLOCKED = re.compile(r"_nchwc(_token_\d+)?$")
+_BLOCKED = re.compile(r"(.+)_nchwc(_token_\d+)?$")
 _REORDERS = {"ReorderInput", "ReorderOutput"}
 
 
@@ -27,14 +27,14 @@ def stands_for(saved: onnx.GraphProto, model: onnx.GraphProto) -> dict[str, list
     """Return each named operation of `saved` with the names of the nodes of `model` it computes."""
     makers = {name: node for node in model.node for name in node.output if name}
     order = {id(node): number for number, node in enumerate(model.node)}
-    there = {_BLOCKED.sub("", name) for node in saved.node for name in node.output}
+    there = {name for node in saved.node for name in _computes(node)}
     there |= {tensor.name for tensor in saved.initializer}
     found = {}
     for node in saved.node:
         if not node.name or node.op_type in _REORDERS:
             continue
         region: dict[int, str] = {}
-        todo = [_BLOCKED.sub("", name) for name in node.output]
+        todo = _computes(node)
         while todo:
             maker = makers.get(todo.pop())
             if maker is None or order[id(maker)] in region:
@@ -43,6 +43,12 @@ def stands_for(saved: onnx.GraphProto, model: onnx.GraphProto) -> dict[str, list
             todo += [name for name in maker.input if name not in there]
         found[node.name] = [region[number] for number in sorted(region) if region[number]]
     return {**_inner(saved, model), **found}
+
+
+def _computes(node: onnx.NodeProto) -> list[str]:
+    """Return the tensors of the model that an operation computes."""
+    blocked = _BLOCKED.fullmatch(node.name) if node.domain == "com.microsoft.nchwc" else None
+    return [blocked[1]] if blocked else [*node.output]
 
 
 def _inner(saved: onnx.GraphProto, model: onnx.GraphProto) -> dict[str, list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,14 +34,18 @@ its operators) is compiled as it is, under fp32, and its integer kernels are use
 ARITHMETIC = {"Conv", "ConvTranspose", "Einsum", "GRU", "Gemm", "LSTM", "MatMul", "RNN"}
 
 
-def check(device: str, precision: str, settings: dict[str, str]) -> None:
-    """Raise UnsupportedError where `device` does not have `precision` by its documentation."""
+def check(device: str, precision: str, settings: Mapping[str, str], *, quantised: bool) -> None:
+    """Raise UnsupportedError where `device` would compute in another precision than asked for.
+
+    `quantised` says that the model is: Qualcomm's NPU (htp) computes in integers where it is, and
+    all else in float16, also with the option that promises float32 (seen in its simulator).
+    """
     known = list(PRECISIONS[device])
     if device == "openvino":
         # of its processors the CPU computes in float32, the NPU in float16
         known = {"CPU": ["fp32"], "GPU": known, "NPU": ["fp16"]}[settings["openvino_device"]]
-    if device == "qnn" and settings["qnn_backend"] != "htp":
-        known = ["fp32"]
+    if device == "qnn":
+        known = ["fp16"] if settings["qnn_backend"] == "htp" and not quantised else ["fp32"]
     if device == "cpu" and precision == "bf16":
         return  # refused by `converted`, which names the operators
     if precision not in known:
@@ -48,6 +53,14 @@ def check(device: str, precision: str, settings: dict[str, str]) -> None:
             f"target onnxruntime has no precision `{precision}` on the device {device}",
             hint=f"it has {' and '.join(known)}",
         )
+
+
+def is_quantised(model: onnx.ModelProto) -> bool:
+    """Return whether the model has quantised operators, or tensors around operators."""
+    return any(
+        node.op_type in ("DequantizeLinear", "QLinearConv", "QLinearMatMul")
+        for node in every_node(model.graph)
+    )
 
 
 def converts(device: str, precision: str) -> bool:

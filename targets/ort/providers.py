@@ -62,6 +62,9 @@ PROVIDERS = {
         Provider(device="qnn", name="QNNExecutionProvider", package="onnxruntime-qnn"),
     )
 }
+_SIMULATED_CHIP = "57"
+"""Snapdragon 8 Gen 3: the oldest chips, which the simulator takes by default, have no float16."""
+
 _DEVICES = {provider.name: device for device, provider in PROVIDERS.items()}
 
 
@@ -248,5 +251,10 @@ def options_for(
         if settings["qnn_backend"] == "htp":
             found["enable_htp_fp16_precision"] = "1" if precision == "fp16" else "0"
             found["htp_performance_mode"] = settings["qnn_performance"]
+            chip = settings["qnn_soc"]
+            if chip == "0" and simulated(device):
+                chip = _SIMULATED_CHIP
+            if chip != "0":
+                found["soc_model"] = chip
         return found
     return {}
