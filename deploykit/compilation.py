@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deploykit import __version__, environments
+from deploykit import __version__, probing
 from deploykit.agreement import agree, worst_by_output
 from deploykit.bundle import Manifest, check_files, read_manifest, write_bundle
 from deploykit.conversion import Conversion, announced, widened
@@ -206,7 +206,7 @@ class _Building:
         self.tolerance: Tolerance = prepared.checks.tolerance or widened(
             default_tolerance(build.precision), prepared.conversion
         )
-        self.python = environments.interpreter(
+        self.python = probing.interpreter(
             plugin, install=self.conditions.install, listen=self.conditions.listen
         )
 

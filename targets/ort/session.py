@@ -53,9 +53,10 @@ def open_model(
     except (raised.InvalidProtobuf, raised.InvalidArgument, raised.NoSuchFile) as error:
         raise SourceError(f"ONNX Runtime cannot read `{path}`: {error}") from error
     session.disable_fallback()  # else an error in a run opens it again, on the CPU
-    if providers.PROVIDERS[device].name not in session.get_providers():
+    name = providers.PROVIDERS[device].name
+    if name not in session.get_providers():
         raise UnavailableError(
-            f"ONNX Runtime leaves the device {device} out: {providers.why_left_out(device)}",
+            f"onnxruntime:{device} cannot run here: {name} does not start",
             hint="`deploykit doctor onnxruntime` says what each device needs",
         )
     return session

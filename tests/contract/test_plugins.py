@@ -25,12 +25,14 @@ ARGUMENTS = {
     "probe": [],
     "compile": ["CompileRequest"],
     "load": ["LoadRequest"],
+    "operators": ["OperatorsRequest"],
 }
 RESULTS = {
     "inspect": "Signature",
     "convert": "ConvertResult",
     "probe": "tuple[Availability, ...]",
     "compile": "CompileResult",
+    "operators": "tuple[OperatorRun, ...]",
 }
 
 # Only the standard library and deploykit may be imported: as if nothing else were installed.
@@ -156,4 +158,4 @@ def test_its_formats_are_its_own(plugin: Plugin) -> None:
 def test_its_devices_can_be_named(plugin: Plugin) -> None:
     assert plugins.parse_target(plugin.name) == (plugin, plugin.devices[0])
     for device in plugin.devices:
-        assert plugins.parse_target(f"{plugin.name}:{device}") == (plugin, device)
+        assert plugins.parse_target(f"{plugin.name}:{device}") == (plugin.on(device), device)
