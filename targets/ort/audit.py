@@ -166,7 +166,7 @@ def _compiled(
     for key in dict.fromkeys(map(_key, _operations(events))):
         if key[0].startswith(f"{key[2]}_"):
             found.setdefault(key[2], []).append(key)
-    compiled = {}
+    compiled: dict[Key, list[str]] = {}
     for provider, keys in found.items():
         keys.sort(key=lambda key: [int(number) for number in re.findall(r"\d+", key[0])[-2:]])
         parts = assigned.get(provider, [])

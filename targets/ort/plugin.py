@@ -245,7 +245,7 @@ def _write_for_provider(
             )
         for file in [path for path in payload.iterdir() if path != kept]:
             file.unlink()
-        notes.append(f"compiled by {request.device} for this machine, and loads on no other kind")
+        notes.append(f"keeps what {request.device} compiled, which loads on no other kind of chip")
     if providers.simulated(request.device):
         notes.append(
             "runs in the vendor's simulator here: its times mean nothing; "

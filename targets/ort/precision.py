@@ -40,17 +40,19 @@ def check(device: str, precision: str, settings: Mapping[str, str], *, quantised
     `quantised` says that the model is: Qualcomm's NPU (htp) computes in integers where it is, and
     all else in float16, also with the option that promises float32 (seen in its simulator).
     """
-    known = list(PRECISIONS[device])
+    known, what = list(PRECISIONS[device]), f"device {device}"
     if device == "openvino":
         # of its processors the CPU computes in float32, the NPU in float16
         known = {"CPU": ["fp32"], "GPU": known, "NPU": ["fp16"]}[settings["openvino_device"]]
     if device == "qnn":
-        known = ["fp16"] if settings["qnn_backend"] == "htp" and not quantised else ["fp32"]
+        known = ["fp32"]
+        if settings["qnn_backend"] == "htp" and not quantised:
+            known, what = ["fp16"], "device qnn: Qualcomm's NPU computes floats in float16"
     if device == "cpu" and precision == "bf16":
         return  # refused by `converted`, which names the operators
     if precision not in known:
         raise UnsupportedError(
-            f"target onnxruntime has no precision `{precision}` on the device {device}",
+            f"target onnxruntime has no precision `{precision}` on the {what}",
             hint=f"it has {' and '.join(known)}",
         )
 
