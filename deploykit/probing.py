@@ -53,7 +53,7 @@ def interpreter(plugin: Plugin, *, install: bool = True, listen: Listener = sile
     if device and not environments.can_have(plugin, install=False):
         answers = _ask(target(plugin.name), install=install, listen=listen)
         answer = next(each for each in answers if each.device == device)
-        if not answer.available and not answer.unprobed:
+        if not (answer.available or answer.unprobed or answer.by_name):
             raise UnavailableError(f"{plugin.name}:{device} cannot run here: {answer.detail}")
     return environments.interpreter(plugin, install=install, listen=listen)
 

@@ -32,7 +32,7 @@ def probe(device: str, settings: Mapping[str, str]) -> Availability:
         return Availability(
             device=device,
             available=False,
-            unprobed=not providers.in_build(device),
+            by_name=True,
             detail="no Qualcomm processor; compiled for it by name, a model runs in the vendor's "
             "simulator, whose values are right and whose times mean nothing",
         )

@@ -24,13 +24,14 @@ dependencies = []
 
 [tool.deploykit]
 summary = "a target of the tests"
-devices = ["cpu", "one", "two", "impossible", "broken"]
+devices = ["cpu", "one", "two", "impossible", "broken", "fake"]
 functions = ["probe", "compile", "load"]
 
 [tool.deploykit.environments]
 one = ["deploykit_demo==1.0"]
 two = ["deploykit_demo==2.0"]
 impossible = ["deploykit_demo==2.0"]
+fake = ["deploykit_demo==1.0"]
 broken = ["no_such_package"]
 """
 
@@ -50,6 +51,7 @@ def probe():
             for name, wanted in (("one", "1.0"), ("two", "2.0"), ("broken", "3.0"))
         ),
         Availability(device="impossible", available=False, detail="no such chip here"),
+        Availability(device="fake", available=False, by_name=True, detail="a simulator"),
     )
 """
 
@@ -73,13 +75,29 @@ def test_nothing_is_installed_for_what_cannot_be(target: plugins.Plugin) -> None
     assert _made() == []
 
 
+def test_a_simulator_runs_where_it_is_asked_for_by_name(target: plugins.Plugin) -> None:
+    assert ("fake", False) in [
+        (each.device, each.available) for each in probe(target, install=False)
+    ]
+    assert _made() == []
+    assert interpreter(target.on("fake")).is_file()
+    assert "target alpha:fake" in _made()
+
+
 def test_without_permission_to_install_it_is_not_known(target: plugins.Plugin) -> None:
     found = {each.device: each for each in probe(target, install=False)}
     assert found["cpu"].available
     assert [name for name, each in found.items() if each.unprobed] == ["one", "two", "broken"]
     assert _made() == []
     runs = {each.device: each.runs for each in examine(target).devices}
-    assert runs == {"cpu": True, "one": None, "two": None, "broken": None, "impossible": False}
+    assert runs == {
+        "cpu": True,
+        "one": None,
+        "two": None,
+        "broken": None,
+        "impossible": False,
+        "fake": False,
+    }
     assert _made() == []
 
 
@@ -89,8 +107,9 @@ def test_each_device_is_asked_in_its_own_environment(target: plugins.Plugin) -> 
     assert (found["one"].detail, found["two"].detail) == ("1.0", "2.0")
     assert "no_such_package" in found["broken"].detail.replace("-", "_")
     assert not any(each.unprobed for each in found.values())
-    # `impossible` shares what `two` needs
+    # `impossible` shares what `two` needs, and `fake` what `one` does
     assert sorted(_made()) == [
+        "target alpha:fake",
         "target alpha:impossible",
         "target alpha:one",
         "target alpha:two",

@@ -39,6 +39,16 @@ def test_a_device_that_is_not_here_says_what_it_lacks(device: str, said: str) ->
     assert "\n" not in answer.detail
 
 
+def test_a_simulator_is_there_by_name_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(providers, "architecture", lambda: "x86_64")
+    answer = probing.probe("qnn", DEFAULTS)
+    assert (answer.available, answer.unprobed, answer.by_name) == (False, False, True)
+    monkeypatch.setattr(providers, "architecture", lambda: "aarch64")
+    answer = probing.probe("qnn", DEFAULTS)
+    assert (answer.available, answer.unprobed, answer.by_name) == (False, True, False)
+    assert "onnxruntime-qnn" in answer.detail
+
+
 def test_no_driver_no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str, **_: object) -> None:
         raise OSError(f"{name}: cannot open shared object file")
