@@ -10,7 +10,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deploykit import __version__, environments
+from deploykit import __version__, probing
 from deploykit.agreement import agree, worst_by_output
 from deploykit.buckets import first_of, merged, write_buckets
 from deploykit.bundle import check_machine, write_bundle
@@ -112,7 +112,7 @@ class Building:
                 f"not for {build.hardware.name}",
                 hint="compile it there, or take another target",
             )
-        self.python = environments.interpreter(
+        self.python = probing.interpreter(
             plugin, install=self.conditions.install, listen=self.conditions.listen
         )
 

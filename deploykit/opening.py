@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from deploykit import environments
+from deploykit import probing
 from deploykit.manifest import Manifest, check_machine, load_request
 from deploykit.options import Conditions
 from deploykit.session import target_of
@@ -23,9 +23,7 @@ def open_bundle(
     threads = conditions.threads or manifest.threads
     worker = Worker(
         plugin,
-        python=environments.interpreter(
-            plugin, install=conditions.install, listen=conditions.listen
-        ),
+        python=probing.interpreter(plugin, install=conditions.install, listen=conditions.listen),
         label=folder.name,
         limits=conditions.limits,
         listen=conditions.listen,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from deploykit import environments
-from deploykit.errors import DeploykitError
+from deploykit.errors import DeploykitError, UnavailableError
 from deploykit.events import Listener, silent
-from deploykit.plugins import Plugin
+from deploykit.plugins import Plugin, target
 from deploykit.protocol import Availability
 from deploykit.steps import Limits, Worker
 
@@ -39,6 +41,21 @@ def probe(
         except DeploykitError as error:
             found[device] = Availability(device=device, available=False, detail=error.message)
     return tuple(found.values())
+
+
+def interpreter(plugin: Plugin, *, install: bool = True, listen: Listener = silent) -> Path:
+    """Return the Python that runs `plugin`, made where it is not there yet.
+
+    A device's own environment may be gigabytes: it is made only where nothing speaks against the
+    device. Raises UnavailableError where something does, else as `environments.interpreter`.
+    """
+    device = plugin.own_environment_of
+    if device and not environments.can_have(plugin, install=False):
+        answers = _ask(target(plugin.name), install=install, listen=listen)
+        answer = next(each for each in answers if each.device == device)
+        if not (answer.available or answer.unprobed or answer.by_name):
+            raise UnavailableError(f"{plugin.name}:{device} cannot run here: {answer.detail}")
+    return environments.interpreter(plugin, install=install, listen=listen)
 
 
 def _ask(plugin: Plugin, *, install: bool, listen: Listener) -> tuple[Availability, ...]:

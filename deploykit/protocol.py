@@ -139,13 +139,15 @@ class Availability:
     """Whether `device` of a target can run here: `detail` names it, or says what is missing.
 
     `unprobed` goes with a device that has an environment of its own, and says that only there it
-    can be known; here nothing speaks against it.
+    can be known; here nothing speaks against it. `by_name` goes with one that is not available and
+    still runs where it is asked for by name: a simulator, whose values are right and times are not.
     """
 
     device: str
     available: bool
     detail: str = ""
     unprobed: bool = False
+    by_name: bool = False
     versions: dict[str, str] = field(default_factory=dict)
 
 

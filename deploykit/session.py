@@ -71,10 +71,10 @@ def load(
                 f"this Python lacks what {plugin} needs: {', '.join(missing)}",
                 hint="install it here, or leave `isolated` out to use an environment of its own",
             )
-    from deploykit import environments
+    from deploykit import probing
     from deploykit.steps import Worker
 
-    python = environments.interpreter(plugin, install=install, listen=listen)
+    python = probing.interpreter(plugin, install=install, listen=listen)
     worker = Worker(
         plugin, python=python, label=folder.name, listen=listen, threads=request.threads
     )

@@ -1,13 +1,15 @@
 """Which ONNX nodes an operation of ONNX Runtime's optimised graph stands for.
 
-A fused operation keeps the name of the tensor that it computes. So it stands for all nodes of the
-model between that tensor and those that the optimised graph still has.
+A fused operation keeps the name of the tensor that it computes, or tells it in its own name. So it
+stands for all nodes of the model between that tensor and those that it reads. Where the names of
+those are lost, it is told as the one node that makes its tensor.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,31 +20,62 @@ if TYPE_CHECKING:
 
 FILE = "nodes.json"
 
-# blocked convolutions compute a renamed tensor, and these two turn it into the named one
-_BLOCKED = re.compile(r"_nchwc(_token_\d+)?$")
-_REORDERS = {"ReorderInput", "ReorderOutput"}
+# the name of a blocked convolution is its tensor's, of a quantised operator its node's
+_BLOCKED = re.compile(r"(.+)_nchwc(_token_\d+)?$")
+_QUANTISED = re.compile(r"(?:sng_)?(.+?)(?:_token_\d+)?$")
+# what is put between operations and computes nothing
+_PASSING = {"ReorderInput", "ReorderOutput", "Transpose", "Cast"}
 
 
 def stands_for(saved: onnx.GraphProto, model: onnx.GraphProto) -> dict[str, list[str]]:
-    """Return each named operation of `saved` with the names of the nodes of `model` it computes."""
+    """Return each named operation of `saved` with the names of the nodes of `model` it computes.
+
+    No node is told of two operations.
+    """
     makers = {name: node for node in model.node for name in node.output if name}
     order = {id(node): number for number, node in enumerate(model.node)}
-    there = {_BLOCKED.sub("", name) for node in saved.node for name in node.output}
-    there |= {tensor.name for tensor in saved.initializer}
+    named = {node.name: node for node in model.node if node.name}
+    computes = [_computes(node, makers, named) for node in saved.node]
+    constant = {tensor.name for tensor in saved.initializer}
+    there = constant.union(*computes)
+    known = constant | {value.name for value in saved.input} | {""}
+    claimed: set[int] = set()
     found = {}
-    for node in saved.node:
-        if not node.name or node.op_type in _REORDERS:
-            continue
+    for node, tensors in zip(saved.node, computes, strict=True):
+        bounded = known.issuperset(node.input)
+        if tensors or (bounded and node.op_type in _PASSING):
+            known.update(node.output)
         region: dict[int, str] = {}
-        todo = [_BLOCKED.sub("", name) for name in node.output]
+        todo = list(tensors)
         while todo:
             maker = makers.get(todo.pop())
-            if maker is None or order[id(maker)] in region:
+            if maker is None or order[id(maker)] in claimed:
                 continue
+            claimed.add(order[id(maker)])
             region[order[id(maker)]] = "" if maker.op_type == "Constant" else maker.name
-            todo += [name for name in maker.input if name not in there]
-        found[node.name] = [region[number] for number in sorted(region) if region[number]]
+            if bounded:
+                todo += [name for name in maker.input if name not in there]
+        if node.name:
+            found[node.name] = [region[number] for number in sorted(region) if region[number]]
     return {**_inner(saved, model), **found}
+
+
+def _computes(
+    node: onnx.NodeProto,
+    makers: Mapping[str, onnx.NodeProto],
+    named: Mapping[str, onnx.NodeProto],
+) -> list[str]:
+    """Return the tensors of the model that an operation computes; none where its name is lost."""
+    if node.op_type.startswith("Reorder"):
+        return []
+    blocked = _BLOCKED.fullmatch(node.name) if node.domain == "com.microsoft.nchwc" else None
+    if blocked and blocked[1] in makers:
+        return [blocked[1]]
+    own = [name for name in node.output if name in makers]
+    quantised = _QUANTISED.fullmatch(node.name)
+    if own or quantised is None or quantised[1] not in named:
+        return own
+    return [name for name in named[quantised[1]].output if name]
 
 
 def _inner(saved: onnx.GraphProto, model: onnx.GraphProto) -> dict[str, list[str]]:

@@ -27,6 +27,7 @@
 # openvino_device = "openvino: CPU (default), GPU or NPU"
 # qnn_backend = "qnn: htp (default, the NPU), gpu or cpu"
 # qnn_performance = "qnn: default, burst, balanced, high_performance, power_saver and their kin"
+# qnn_soc = "qnn: the number of the chip in Qualcomm's list (43, 57, 60, 69, ...); 0 (default): this one"
 # coreml_units = "coreml: ALL (default), CPUOnly, CPUAndGPU or CPUAndNeuralEngine"
 # ///
 """ONNX Runtime: the graph is optimised once, saved, and loaded as it is.
@@ -91,6 +92,7 @@ SETTINGS = {
             "extreme_power_saver",
         ),
     ),
+    "qnn_soc": Setting(default="0"),
     "coreml_units": Setting(
         default="ALL", choices=("ALL", "CPUOnly", "CPUAndGPU", "CPUAndNeuralEngine")
     ),
@@ -123,12 +125,14 @@ def compile(request: CompileRequest) -> CompileResult:
     """
     settings = in_force(request.settings, SETTINGS, plugin="onnxruntime")
     inputs = fixed_inputs(request.signature.inputs, request.shapes)
-    precision.check(request.device, request.precision, settings)
     _check_form(request, settings)
     if request.device != "cpu":
         providers.check(request.device)
     phase("reading the model")
     model = saving.read(request.model)
+    precision.check(
+        request.device, request.precision, settings, quantised=precision.is_quantised(model)
+    )
     edited = set_inputs(model, inputs)
     notes: list[str] = []
     if precision.converts(request.device, request.precision):
@@ -241,9 +245,12 @@ def _write_for_provider(
             )
         for file in [path for path in payload.iterdir() if path != kept]:
             file.unlink()
-        notes.append(f"compiled by {request.device} for this machine, and loads on no other kind")
+        notes.append(f"keeps what {request.device} compiled, which loads on no other kind of chip")
     if providers.simulated(request.device):
-        notes.append("runs in the vendor's simulator here: right values, but times mean nothing")
+        notes.append(
+            "runs in the vendor's simulator here: its times mean nothing; "
+            f"it simulates the chip {own.get('soc_model', 'that is its default')}"
+        )
     if request.device == "openvino" and _wide(request.signature):
         notes.append("integers are computed in 32 bits: values beyond 2147483647 are wrong")
     return made, notes
@@ -273,7 +280,7 @@ def _open_payload(
     )
     try:
         return open_model(path, options, path, device=request.device, provider_options=own)
-    except SourceError as error:
+    except (SourceError, UnsupportedError) as error:
         if not context:
             raise
         raise UnavailableError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,21 +34,35 @@ its operators) is compiled as it is, under fp32, and its integer kernels are use
 ARITHMETIC = {"Conv", "ConvTranspose", "Einsum", "GRU", "Gemm", "LSTM", "MatMul", "RNN"}
 
 
-def check(device: str, precision: str, settings: dict[str, str]) -> None:
-    """Raise UnsupportedError where `device` does not have `precision` by its documentation."""
-    known = list(PRECISIONS[device])
+def check(device: str, precision: str, settings: Mapping[str, str], *, quantised: bool) -> None:
+    """Raise UnsupportedError where `device` would compute in another precision than asked for.
+
+    `quantised` says that the model is: Qualcomm's NPU (htp) computes in integers where it is, and
+    all else in float16, also with the option that promises float32 (seen in its simulator).
+    """
+    known, what = list(PRECISIONS[device]), f"device {device}"
     if device == "openvino":
         # of its processors the CPU computes in float32, the NPU in float16
         known = {"CPU": ["fp32"], "GPU": known, "NPU": ["fp16"]}[settings["openvino_device"]]
-    if device == "qnn" and settings["qnn_backend"] != "htp":
+    if device == "qnn":
         known = ["fp32"]
+        if settings["qnn_backend"] == "htp" and not quantised:
+            known, what = ["fp16"], "device qnn: Qualcomm's NPU computes floats in float16"
     if device == "cpu" and precision == "bf16":
         return  # refused by `converted`, which names the operators
     if precision not in known:
         raise UnsupportedError(
-            f"target onnxruntime has no precision `{precision}` on the device {device}",
+            f"target onnxruntime has no precision `{precision}` on the {what}",
             hint=f"it has {' and '.join(known)}",
         )
+
+
+def is_quantised(model: onnx.ModelProto) -> bool:
+    """Return whether the model has quantised operators, or tensors around operators."""
+    return any(
+        node.op_type in ("DequantizeLinear", "QLinearConv", "QLinearMatMul")
+        for node in every_node(model.graph)
+    )
 
 
 def converts(device: str, precision: str) -> bool:

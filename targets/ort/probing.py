@@ -32,24 +32,23 @@ def probe(device: str, settings: Mapping[str, str]) -> Availability:
         return Availability(
             device=device,
             available=False,
+            by_name=True,
             detail="no Qualcomm processor; compiled for it by name, a model runs in the vendor's "
             "simulator, whose values are right and whose times mean nothing",
         )
     if not providers.in_build(device):
-        return Availability(
-            device=device,
-            available=False,
-            unprobed=True,
-            detail=f"this build of ONNX Runtime lacks {provider.name}: "
-            f"it needs {provider.package}, in an environment of its own",
-        )
+        lacks = f"this build of ONNX Runtime lacks {provider.name}: it needs {provider.package}"
+        if not provider.apart:
+            return Availability(device=device, available=False, detail=lacks, versions=versions)
+        detail = f"{lacks}, in an environment of its own"
+        return Availability(device=device, available=False, unprobed=True, detail=detail)
     try:
         _run(device, settings)
     except (DeploykitError, RuntimeError) as error:
         text = error.message if isinstance(error, DeploykitError) else str(error)
-        detail = " ".join(text.split()).removeprefix(
-            f"ONNX Runtime leaves the device {device} out: "
-        )
+        detail = " ".join(text.split()).removeprefix(f"onnxruntime:{device} cannot run here: ")
+        if isinstance(error, DeploykitError) and error.hint:
+            detail = f"{detail}; {error.hint}"
         return Availability(device=device, available=False, detail=detail, versions=versions)
     detail = f"{onnxruntime.get_device()} build of ONNX Runtime on {architecture()}"
     return Availability(device=device, available=True, detail=detail, versions=versions)

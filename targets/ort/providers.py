@@ -34,6 +34,11 @@ class Provider:
     package: str
     library: str = ""
 
+    @property
+    def apart(self) -> bool:
+        """Whether its package is another than that of the CPU, and cannot be installed beside it."""
+        return not self.package.startswith("onnxruntime ") and self.device != "cpu"
+
 
 PROVIDERS = {
     provider.device: provider
@@ -62,6 +67,14 @@ PROVIDERS = {
         Provider(device="qnn", name="QNNExecutionProvider", package="onnxruntime-qnn"),
     )
 }
+_INSTALL = {
+    "cuda": "install CUDA and cuDNN in the versions that onnxruntime-gpu names, and the driver",
+    "tensorrt": "install TensorRT in the version that onnxruntime-gpu names, on LD_LIBRARY_PATH",
+}
+
+_SIMULATED_CHIP = "57"
+"""Snapdragon 8 Gen 3: the oldest chips, which the simulator takes by default, have no float16."""
+
 _DEVICES = {provider.name: device for device, provider in PROVIDERS.items()}
 
 
@@ -136,12 +149,16 @@ def attach(
     if device == "cpu":
         return {"providers": [name]}
     check(device)
+    if device in ("cuda", "tensorrt"):
+        _preload()
+    if problem := _library_problem(device):
+        raise UnavailableError(
+            f"onnxruntime:{device} cannot run here: {problem}", hint=_INSTALL.get(device, "")
+        )
     if device == "qnn":
         chosen = _qnn_devices()[:1]
         options.add_provider_for_devices(chosen, dict(provider_options))
         return {}
-    if device in ("cuda", "tensorrt"):
-        _preload()
     following = ["CUDAExecutionProvider"] if device == "tensorrt" else []
     return {"providers": [(name, dict(provider_options)), *following, "CPUExecutionProvider"]}
 
@@ -189,26 +206,25 @@ def _preload() -> None:
             onnxruntime.preload_dlls()
 
 
-def why_left_out(device: str) -> str:
-    """Return why ONNX Runtime could not use the provider of `device`: the library that is missing."""
+def _library_problem(device: str) -> str:
+    """Return which library keeps the provider of `device` from loading; ONNX Runtime only logs it."""
     import onnxruntime
 
     provider = PROVIDERS[device]
     if not provider.library:
-        return f"its {provider.name} does not start"
+        return ""
     folder = Path(onnxruntime.__file__).parent / "capi"
     windows = sys.platform == "win32"
     prefix, suffix = ("", ".dll") if windows else ("lib", ".so")
     path = folder / f"{prefix}{provider.library}{suffix}"
     try:
         # the provider's own library wants this one, which ONNX Runtime loads before it
-        ctypes.CDLL(
-            str(folder / f"{prefix}onnxruntime_providers_shared{suffix}"), mode=ctypes.RTLD_GLOBAL
-        )
+        shared = folder / f"{prefix}onnxruntime_providers_shared{suffix}"
+        ctypes.CDLL(str(shared), mode=ctypes.RTLD_GLOBAL)
         ctypes.CDLL(str(path))
     except OSError as error:
         return f"{path.name} does not load: {' '.join(str(error).split())}"
-    return f"its {provider.name} does not start"
+    return ""
 
 
 def options_for(
@@ -248,5 +264,10 @@ def options_for(
         if settings["qnn_backend"] == "htp":
             found["enable_htp_fp16_precision"] = "1" if precision == "fp16" else "0"
             found["htp_performance_mode"] = settings["qnn_performance"]
+            chip = settings["qnn_soc"]
+            if chip == "0" and simulated(device):
+                chip = _SIMULATED_CHIP
+            if chip != "0":
+                found["soc_model"] = chip
         return found
     return {}

@@ -7,6 +7,7 @@ result of its own compilation (an EPContext model) where it can give that away.
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -113,7 +114,11 @@ def _write_operators(payload: Path) -> None:
 
     path = payload / OPERATORS
     temporary = payload / f"{OPERATORS}.tmp"
-    create_config_from_models([payload / MOBILE], temporary, True)
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", ResourceWarning
+        )  # it leaves the file to be closed by itself
+        create_config_from_models([payload / MOBILE], temporary, True)
     # it begins with the paths of this machine
     lines = temporary.read_text(encoding="utf-8").splitlines()
     kept = [line for line in lines if not line.startswith("#")]

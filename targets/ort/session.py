@@ -42,31 +42,49 @@ def open_model(
         session = onnxruntime.InferenceSession(
             model, options, **chosen, disabled_optimizers=list(without) or None, enable_fallback=0
         )
-    except (raised.NotImplemented, raised.InvalidGraph, raised.Fail, raised.EPFail) as error:
-        raise _translated(error, path) from error
+    except (
+        raised.NotImplemented,
+        raised.InvalidGraph,
+        raised.Fail,
+        raised.RuntimeException,
+        raised.EPFail,
+    ) as error:
+        raise _translated(error, path, device) from error
     except (raised.InvalidProtobuf, raised.InvalidArgument, raised.NoSuchFile) as error:
         raise SourceError(f"ONNX Runtime cannot read `{path}`: {error}") from error
     session.disable_fallback()  # else an error in a run opens it again, on the CPU
-    if providers.PROVIDERS[device].name not in session.get_providers():
+    name = providers.PROVIDERS[device].name
+    if name not in session.get_providers():
         raise UnavailableError(
-            f"ONNX Runtime leaves the device {device} out: {providers.why_left_out(device)}",
+            f"onnxruntime:{device} cannot run here: {name} does not start",
             hint="`deploykit doctor onnxruntime` says what each device needs",
         )
     return session
 
 
-def _translated(error: Exception, path: str) -> SourceError | UnsupportedError:
-    text = str(error).splitlines()[0]
+def _translated(error: Exception, path: str, device: str) -> SourceError | UnsupportedError:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0]
     missing = re.search(
         r"implementation for (\w+)|No Op registered for (\w+)|(\S+) is not a registered function",
         text,
     )
-    if missing is None:
-        return SourceError(f"ONNX Runtime cannot take `{path}`: {text}")
-    operator = next(name for name in missing.groups() if name).split(":")[-1]
-    return UnsupportedError(
-        f"target onnxruntime has no kernel for operator {operator}: {text}", operators=(operator,)
-    )
+    if missing is not None:
+        operator = next(name for name in missing.groups() if name).split(":")[-1]
+        return UnsupportedError(
+            f"target onnxruntime has no kernel for operator {operator}: {text}",
+            operators=(operator,),
+        )
+    if device != "cpu" and re.search(
+        r"Exception during initialization|EP_FAIL|CreateProvider", text
+    ):
+        # the last line is the reason; the others say through which functions it came
+        reason = lines[-1].rpartition("FAIL : ")[2]
+        return UnsupportedError(
+            f"the provider of onnxruntime:{device} cannot compile `{path}`: {reason}",
+            hint="onnxruntime:cpu has a kernel for every operator of ONNX",
+        )
+    return SourceError(f"ONNX Runtime cannot take `{path}`: {text}")
 
 
 class OrtSession:

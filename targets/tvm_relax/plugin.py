@@ -17,8 +17,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +39,6 @@ from deploykit.protocol import (
     CompileResult,
     LoadRequest,
     Signature,
-    TensorSpec,
 )
 
 if TYPE_CHECKING:

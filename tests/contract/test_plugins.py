@@ -159,4 +159,4 @@ def test_its_devices_can_be_named(plugin: Plugin) -> None:
     assert plugins.parse_target(plugin.name) == (plugin, plugin.devices[0])
     for declared in plugin.devices:
         device = declared.replace("*", plugin.devices[0])
-        assert plugins.parse_target(f"{plugin.name}:{device}") == (plugin, device)
+        assert plugins.parse_target(f"{plugin.name}:{device}") == (plugin.on(device), device)

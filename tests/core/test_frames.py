@@ -16,14 +16,14 @@ from deploykit.frames import frame_in_dump, frame_of, shorten
         ("/e/lib/python3.11/site-packages/torch/onnx/x.py", "torch/onnx/x.py"),
         ("/usr/lib/python3/dist-packages/numpy/x.py", "numpy/x.py"),
         ("/usr/lib/python3.12/ctypes/__init__.py", "ctypes/__init__.py"),
-        ("/e/lib/python3.11/site-packages/deploykit/_plugins/targets/ort.py", None),
+        ("/e/lib/python3.11/site-packages/deploykit/_plugins/targets/ort/plugin.py", None),
         ("/home/u/checkout/converters/caffe2/plugin.py", "converters/caffe2/plugin.py"),
         ("/home/u/model.py", "/home/u/model.py"),
         ("<string>", "<string>"),
     ],
 )
 def test_a_path_is_shortened_to_what_a_reader_knows(path: str, short: str | None) -> None:
-    assert shorten(path) == (short or "deploykit/_plugins/targets/ort.py")
+    assert shorten(path) == (short or "deploykit/_plugins/targets/ort/plugin.py")
 
 
 def test_the_frame_of_an_exception_is_its_innermost() -> None:

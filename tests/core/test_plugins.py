@@ -224,6 +224,48 @@ def test_a_target_with_and_without_device(plugin_folder: PluginFolder) -> None:
         plugins.parse_target("tvmm:cpu")
 
 
+OWN = """dependencies = ["framework"]
+
+[tool.deploykit]
+summary = "a target of the tests"
+devices = ["cpu", "gpu"]
+functions = ["probe", "compile", "load"]
+
+[tool.deploykit.environments]
+gpu = ["framework-gpu>=2"]
+"""
+
+
+def test_a_device_may_have_other_dependencies(plugin_folder: PluginFolder) -> None:
+    plugin_folder.write("alpha", kind="target", block=OWN)
+    plugin, _ = plugins.parse_target("alpha")
+    own, device = plugins.parse_target("alpha:gpu")
+    assert (plugin.dependencies, plugin.on("cpu"), device) == (("framework",), plugin, "gpu")
+    assert own.dependencies == ("framework-gpu>=2",)
+    assert (str(plugin), str(own)) == ("target alpha", "target alpha:gpu")
+    assert plugins.find("alpha:gpu") == own == plugin.on("gpu")
+    with pytest.raises(UsageError, match="no device `tpu`"):
+        plugins.find("alpha:tpu")
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ('tpu = ["framework"]', "'tpu', which is no device"),
+        ('gpu = "framework"', "not a list"),
+        ('gpu = ["no such==="]', "no such==="),
+    ],
+)
+def test_a_wrong_environment_is_an_error(
+    plugin_folder: PluginFolder, table: str, said: str
+) -> None:
+    block = OWN.replace('gpu = ["framework-gpu>=2"]', table)
+    path = plugin_folder.write("alpha", kind="target", block=block)
+    with pytest.raises(UsageError, match=said) as raised:
+        plugins.plugins()
+    assert str(path) in raised.value.message
+
+
 def test_no_folders_no_plugins(plugin_folder: PluginFolder) -> None:
     assert plugins.plugins() == ()
     with pytest.raises(UsageError) as error:
