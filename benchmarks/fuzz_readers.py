@@ -5,7 +5,8 @@
 Takes the smallest real model of each format that is read whole, damages a copy of its files (cut short, bits flipped,
 numbers made huge, pieces repeated, swapped or zeroed) and reads it: with `deploykit.inspect`, and
 with the converter's own `inspect` where that needs no framework. Each format runs in a process of
-its own that may allocate 1 GB beyond what it holds at the start, five seconds per input. Anything
+its own that may allocate 1 GB beyond what it holds at the start, and work five seconds of a
+processor on each input. Anything
 but a result or one of deploykit's own errors counts as a failure and is kept in the JSON with the
 seed that makes it again. The exit code is 1 where there was any.
 """
@@ -41,12 +42,12 @@ ROOT = Path(__file__).resolve().parent.parent
 ALLOWED_BYTES = 1 << 30
 ALLOWED_S = 5
 STUCK_S = 60
-"""Without a word from a reader; beyond the alarm, for machines that are busy."""
+"""Without a word from a reader: it waits for something, or is where no signal is heard."""
 HUGE = (2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**63 - 1, 2**64 - 1)
 
 
 class Hang(BaseException):
-    """Raised by the alarm; no reader may catch it by catching Exception."""
+    """Raised by the timer; no reader may catch it by catching Exception."""
 
 
 def damaged(content: bytes, chance: random.Random) -> bytes:
@@ -112,7 +113,7 @@ def work(format: str, folder: Path, inputs: int, seed: int, results: Any) -> Non
         _read(location, format, own)  # imports what it needs before memory is limited
         used = _address_space()
         resource.setrlimit(resource.RLIMIT_AS, (used + ALLOWED_BYTES, -1))
-        signal.signal(signal.SIGALRM, _hung)
+        signal.signal(signal.SIGPROF, _hung)
         counts = {"read": 0, "refused": 0}
         failures = []
         slowest = 0.0
@@ -120,19 +121,19 @@ def work(format: str, folder: Path, inputs: int, seed: int, results: Any) -> Non
             chance = random.Random(f"{format} {seed} {number}")
             name = chance.choice(list(originals))
             (copy / name).write_bytes(damaged(originals[name], chance))
-            begun = time.monotonic()
             results.put((format, "at", number))
-            signal.alarm(ALLOWED_S)
+            begun = time.process_time()
+            signal.setitimer(signal.ITIMER_PROF, ALLOWED_S)
             try:
                 counts[_read(location, format, own)] += 1
             except BaseException as error:
-                signal.alarm(0)
+                signal.setitimer(signal.ITIMER_PROF, 0)
                 last = traceback.extract_tb(error.__traceback__)[-1]
                 where = f"{Path(last.filename).name}:{last.lineno}"
                 failures.append(f"input {number}: {type(error).__name__} at {where}: {error}"[:300])
             finally:
-                signal.alarm(0)
-            slowest = max(slowest, time.monotonic() - begun)
+                signal.setitimer(signal.ITIMER_PROF, 0)
+            slowest = max(slowest, time.process_time() - begun)
             (copy / name).write_bytes(originals[name])
         peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     results.put(
@@ -158,7 +159,7 @@ def _read(location: str, format: str, own: Any) -> str:
 
 
 def _hung(*_: object) -> None:
-    raise Hang(f"no end after {ALLOWED_S} s")
+    raise Hang(f"no end after {ALLOWED_S} s of work")
 
 
 def _address_space() -> int:
@@ -180,7 +181,7 @@ def fuzz(format: str, folder: Path, inputs: int, seed: int) -> dict[str, Any]:
         except Exception:  # queue.Empty, or a message cut off by a crash
             if process.is_alive() and time.monotonic() - heard < STUCK_S:
                 continue
-            if process.is_alive():  # in native code, where no alarm is heard
+            if process.is_alive():  # in native code, where no signal is heard
                 process.kill()
                 process.join()
                 return {"failures": [f"input {at}: no end after {STUCK_S} s"], "inputs": at + 1}

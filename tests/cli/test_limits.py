@@ -20,7 +20,8 @@ def test_a_conversion_that_takes_too_long(odd: CommandLine, odd_model: Path) -> 
     assert "hint: give it more time with `--timeout`" in done.stderr
     # in a log file too one sees that it works, and at what
     beats = [line for line in done.stderr.splitlines() if line.startswith("…")]
-    assert beats == ["…     convert odd.mlmodel (odd_source): tracing (1 s)"]
+    # a slow machine says more of them, and of the phase before
+    assert beats[-1].startswith("…     convert odd.mlmodel (odd_source): tracing (")
     assert list(odd.folder.iterdir()) == []
     assert odd.left_behind() == []
 
