@@ -82,19 +82,19 @@ class Elsewhere(Counted):
     """An inference behind a connection, which is timed at its other end."""
 
     def measure(self, iterations: int, duration_s: float | None) -> list[int]:
-        self.asked = iterations, duration_s
+        self.asked: tuple[int, float | None] = iterations, duration_s
         return [7, 8, 9]
 
 
 def test_a_bound_inference_that_measures_itself_is_believed() -> None:
     bound = Elsewhere()
-    latencies, begun, ended = measure(bound, 3, None)
+    latencies, begun, ended = measure(bound, 3, 0.5)
     assert list(latencies) == [7, 8, 9]
-    assert bound.asked == (3, None)
+    assert bound.asked == (3, 0.5)
     assert bound.runs == 0
     assert begun < ended
-    measure(bound, None, 0.5)
-    assert bound.asked == (MAX_SAMPLES, 0.5)
+    assert len(measure(bound, None, 1.5)[0]) == 3
+    assert bound.asked == (MAX_SAMPLES, 1.5)
 
 
 class Nothing(Counted):
