@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import re
 import signal
 import subprocess
@@ -154,7 +155,10 @@ def _make_reproducible(path: Path) -> None:
     """Replace the random identifier that the converter gives each file by one that never changes."""
     mnn = session.runtime()
     drawn = str(mnn.get_model_uuid(str(path))).encode()
-    content = path.read_bytes()
-    if len(drawn) == 36 and content.count(drawn) == 1:
-        fixed = str(uuid.UUID(int=0)).encode()
-        path.write_bytes(content.replace(drawn, fixed))
+    fixed = str(uuid.UUID(int=0)).encode()
+    if len(drawn) != len(fixed):
+        return
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as content:
+        place = content.find(drawn)
+        if place >= 0 and content.find(drawn, place + 1) < 0:
+            content[place : place + len(fixed)] = fixed

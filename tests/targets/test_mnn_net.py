@@ -217,6 +217,24 @@ def test_pooling_with_pads_and_no_strides(mnn: Bench, build: Any) -> None:
     _assert_same(mnn.run(feed)[0], _expected(model, feed))
 
 
+def test_what_it_misconverts_is_refused(mnn: Bench, build: Any) -> None:
+    """MNN 3.6.1 pads at the end where ONNX says at the beginning."""
+    model = build(
+        [
+            (
+                "MaxPool",
+                ["x"],
+                ["y"],
+                {"kernel_shape": [3, 3], "strides": [2, 2], "auto_pad": "SAME_LOWER"},
+            )
+        ],
+        [("x", FLOAT, [1, 4, 8, 8])],
+        [("y", FLOAT, [1, 4, 4, 4])],
+    )
+    with pytest.raises(UnsupportedError, match="output `y` at x=1x4x8x8"):
+        mnn.compile(model)
+
+
 def test_names_dtypes_and_dynamic_sizes_stay(mnn: Bench, build: Any) -> None:
     """Token ids, a mask, a scalar, an input that nobody reads and one that is an output."""
     model = build(

@@ -188,12 +188,36 @@ def test_precisions_settings_and_damage(ncnn: Bench, convolutions: Any) -> None:
         (ncnn.payload / name).write_bytes(kept)
 
 
-def test_control_flow_ends_pnnx_and_is_named(ncnn: Bench, golden: Callable[[str], Any]) -> None:
-    case = golden("silero_vad_v5")
-    shapes = {name: array.shape for name, array in case.feed.items()}
-    with pytest.raises(UnsupportedError) as raised:
-        ncnn.compile(case.path, shapes=shapes)
-    assert raised.value.operators == ("If",)
+def test_control_flow_ends_pnnx_and_is_named(ncnn: Bench, build: Any) -> None:
+    value = onnx.helper.make_tensor_value_info
+    body = onnx.helper.make_graph(
+        [
+            onnx.helper.make_node("Add", ["sum", "row"], ["next"]),
+            onnx.helper.make_node("Mul", ["next", "scale"], ["out"]),
+        ],
+        "body",
+        [value("sum", FLOAT, [4]), value("row", FLOAT, [4])],
+        [value("next", FLOAT, [4]), value("out", FLOAT, [4])],
+    )
+    model = build(
+        [("Scan", ["zero", "x"], ["last", "y"], {"body": body, "num_scan_inputs": 1})],
+        [("x", FLOAT, [3, 4])],
+        [("y", FLOAT, [3, 4])],
+        {"zero": np.zeros(4, np.float32), "scale": np.float32(2).reshape(1)},
+    )
+    with pytest.raises(UnsupportedError, match="pnnx, its converter, cannot take") as raised:
+        ncnn.compile(model)
+    assert raised.value.operators == ("Scan",)
+
+
+def test_scalars_are_refused(ncnn: Bench, build: Any) -> None:
+    model = build(
+        [("Mul", ["x", "factor"], ["y"], {})],
+        [("x", FLOAT, [1, 4]), ("factor", FLOAT, [])],
+        [("y", FLOAT, [1, 4])],
+    )
+    with pytest.raises(UnsupportedError, match="factor"):
+        ncnn.compile(model)
 
 
 def test_what_pnnx_misreads_is_refused(ncnn: Bench, golden: Callable[[str], Any]) -> None:
