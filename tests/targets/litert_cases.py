@@ -100,6 +100,8 @@ def elementwise() -> None:
         one(name, name, {"x": IMAGE * 3}, opset=20 if name in ("IsNaN", "IsInf") else 18)
     for name in ("Log", "Sqrt", "Reciprocal"):
         one(name, name, {"x": positive(2, 3, 4)})
+    for name in ("Acos", "Asin", "Atan"):
+        one(name, name, {"x": np.linspace(-1, 1, 201).astype(np.float32)})
     one("Erf everywhere", "Erf", {"x": np.linspace(-8, 8, 2001).astype(np.float32)})
     one("Elu of alpha", "Elu", {"x": IMAGE}, alpha=0.3)
     one("Celu of alpha", "Celu", {"x": IMAGE}, alpha=0.3)

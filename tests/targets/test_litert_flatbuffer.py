@@ -208,6 +208,20 @@ def test_height_and_width_stay_dynamic(litert: Litert) -> None:
         assert_close(found, by_onnxruntime(model, feed))
 
 
+@pytest.mark.parametrize("operator", ["Conv", "MaxPool"])
+def test_the_same_padding_stays_so_for_every_size(litert: Litert, operator: str) -> None:
+    more: dict[str, Any] = {"auto_pad": "SAME_UPPER", "strides": [2, 3], "kernel_shape": [3, 4]}
+    inputs = ["x", "w"] if operator == "Conv" else ["x"]
+    weights = {"w": normal(2, 3, 3, 4)} if operator == "Conv" else {}
+    axes = {("x", 2): "height", ("x", 3): "width"}
+    nodes: Nodes = [(operator, inputs, ["y"], more)]
+    model = model_of(nodes, {"x": normal(1, 3, 8, 8)}, ["y"], weights, open_axes=axes)
+    litert.compile(model)
+    feeds = [{"x": normal(1, 3, *sizes)} for sizes in ((8, 8), (13, 6), (5, 11))]
+    for feed, found in zip(feeds, litert.run(*feeds), strict=True):
+        assert_close(found, by_onnxruntime(model, feed))
+
+
 def test_a_size_that_must_be_known_is_fixed_and_said(litert: Litert) -> None:
     nodes: Nodes = [("TopK", ["x", "k"], ["y", "i"], {"axis": 0})]
     feed = {"x": normal(1, 4)}
