@@ -65,11 +65,15 @@ def selu(graph: Graph, node: Node, x: Tensor) -> Tensor:
     return times(graph.emit, whole, gamma)
 
 
+def clamped_line(emit: Emitter, x: Tensor, alpha: float, beta: float) -> Tensor:
+    """Return alpha x + beta, within 0 and 1."""
+    return emit.unary("RELU_0_TO_1", plus(emit, times(emit, x, alpha), beta))
+
+
 def hard_sigmoid(graph: Graph, node: Node, x: Tensor) -> Tensor:
-    """HardSigmoid: alpha x + beta, within 0 and 1."""
-    line = times(graph.emit, x, float(node.attribute("alpha", 0.2)))
-    line = plus(graph.emit, line, float(node.attribute("beta", 0.5)))
-    return graph.emit.unary("RELU_0_TO_1", line)
+    """HardSigmoid."""
+    alpha, beta = float(node.attribute("alpha", 0.2)), float(node.attribute("beta", 0.5))
+    return clamped_line(graph.emit, x, alpha, beta)
 
 
 def softplus(graph: Graph, _node: Node, x: Tensor) -> Tensor:

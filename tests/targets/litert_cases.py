@@ -216,6 +216,7 @@ def shapes() -> None:
         "Transpose of 6 axes", "Transpose", {"x": normal(2, 3, 4, 2, 3, 2)}, perm=[0, 4, 1, 5, 2, 3]
     )
     one("Expand", "Expand", {"x": normal(3, 1)}, {"s": array(2, 1, 4)})
+    one("Expand of a scalar", "Expand", {"x": scalar(1.5)}, {"s": array(2, 3)})
     one("Expand of int64", "Expand", {"x": integers(0, 9, 3, 1)}, {"s": array(2, 1, 4)})
     one("Tile", "Tile", {"x": normal(2, 3)}, {"r": array(2, 3)})
     pads = array(0, 1, 2, 1, 0, 0, 1, 3)

@@ -174,6 +174,15 @@ def recurrent() -> None:
                 weights,
                 tuple(outputs),
             )
+    weights = {"w": normal(1, 20, 3) * 0.3, "r": normal(1, 20, 5) * 0.3}
+    more = {
+        "hidden_size": 5,
+        "activations": ["HardSigmoid", "Tanh", "Relu"],
+        "activation_alpha": [0.3],
+        "activation_beta": [0.4],
+    }
+    nodes = [("LSTM", ["x", "w", "r"], ["y"], more)]
+    case("LSTM of other activations", nodes, {"x": normal(4, 2, 3)}, weights)
 
 
 for fill in (products, normalisations, windows, recurrent):
