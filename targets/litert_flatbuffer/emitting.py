@@ -136,7 +136,7 @@ class Emitter:
             if tensor is None:
                 continue
             tensor.readers += 1
-            if 0 in tensor.shape:
+            if 0 in tensor.shape and tensor.data is None:
                 raise UnsupportedError(f"{kind} of a tensor without elements")
             if tensor.dtype in NARROW and tensor.quantization is None and kind not in MOVES:
                 raise UnsupportedError(f"{kind} of {tensor.dtype} numbers that are not quantised")

@@ -49,9 +49,9 @@ def folded(path: str, inputs: tuple[TensorSpec, ...], known: Collection[str]) ->
     model = _written_out(model, known)
     _refuse(model, {*known, "Constant"} if _is_flat(model) else None)
     model = _by_onnxruntime(model)
-    model = _written_out(model, known)
-    _refuse(model, known)
-    return _inferred(model)
+    written = _written_out(model, known)
+    _refuse(written, known)
+    return model if written is model else _inferred(written)
 
 
 def _name_open_sizes(model: onnx.ModelProto) -> None:
@@ -152,15 +152,16 @@ def _by_onnxruntime(model: onnx.ModelProto) -> onnx.ModelProto:
                 "target litert has its graph folded by ONNX Runtime, which cannot take it: "
                 f"{str(error).splitlines()[0]}"
             ) from error
-        return onnx.load(str(saved))
+        # sizes are inferred while the large weights are still in their file
+        made = _inferred(onnx.load(str(saved), load_external_data=False))
+        onnx.load_external_data_for_model(made, folder)
+        return made
 
 
 def _inferred(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return the model with the sizes of its values, as far as ONNX can infer them."""
     import onnx
 
-    if model.ByteSize() > 1 << 31:
-        return model  # ONNX Runtime has written what it knows
     return onnx.shape_inference.infer_shapes(model, data_prop=True)
 
 

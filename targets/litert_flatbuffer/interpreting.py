@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
-TRIED = 2
-"""The size of a dynamic axis when the model is tried."""
+TRIED = (2, 16, 64, 224)
+"""Sizes of dynamic axes, the batch left out, when a model is tried: it may need some room."""
 
 
 def interpreter(path: Path, *, delegate: str, threads: int | None) -> Any:
@@ -36,19 +36,38 @@ def interpreter(path: Path, *, delegate: str, threads: int | None) -> Any:
 def try_run(
     path: Path, inputs: tuple[TensorSpec, ...], *, delegate: str
 ) -> dict[str, tuple[int, ...]]:
-    """Run the model once, dynamic axes at two; return the sizes of its outputs by their names.
+    """Run the model once, a dynamic batch of two; return the sizes of its outputs by their names.
 
-    On zeros, and where those cannot be (a division) on ones. Raises RuntimeError where it cannot run.
+    Other dynamic axes are as large as they must be. Raises RuntimeError where it cannot run.
     """
+    several = any(not isinstance(size, int) for spec in inputs for size in (spec.shape or ())[1:])
+    for tried in TRIED if several else TRIED[:1]:
+        shapes = [
+            [
+                size if isinstance(size, int) else (TRIED[0] if axis == 0 else tried)
+                for axis, size in enumerate(spec.shape or ())
+            ]
+            for spec in inputs
+        ]
+        try:
+            return _tried(path, inputs, shapes, delegate=delegate)
+        except RuntimeError:
+            if not several or tried == TRIED[-1]:
+                raise
+    raise AssertionError("unreachable")
+
+
+def _tried(
+    path: Path, inputs: tuple[TensorSpec, ...], shapes: list[list[int]], *, delegate: str
+) -> dict[str, tuple[int, ...]]:
+    """Run on zeros, and where those cannot be (a division) on ones."""
     import numpy as np
 
     made = interpreter(path, delegate=delegate, threads=None)
     details = made.get_input_details()
-    shapes = []
-    for spec, detail in zip(inputs, details, strict=True):
-        shapes.append([size if isinstance(size, int) else TRIED for size in spec.shape or ()])
-        if list(detail["shape"]) != shapes[-1]:
-            made.resize_tensor_input(detail["index"], shapes[-1])
+    for shape, detail in zip(shapes, details, strict=True):
+        if list(detail["shape"]) != shape:
+            made.resize_tensor_input(detail["index"], shape)
     made.allocate_tensors()
     for fill in (np.zeros, np.ones):
         for spec, shape, detail in zip(inputs, shapes, details, strict=True):
@@ -99,16 +118,15 @@ class _Runner:
             (spec.name, each["index"])
             for spec, each in zip(signature.outputs, outputs, strict=True)
         ]
-        self._shapes = {index: tuple(each["shape"]) for index, each in self._numbered(inputs)}
-        made.allocate_tensors()
-
-    @staticmethod
-    def _numbered(details: list[Any]) -> list[tuple[int, Any]]:
-        return [(each["index"], each) for each in details]
+        self._shapes = {each["index"]: tuple(each["shape"]) for each in inputs}
+        # what is open is planned when its size is known: the file's is one, too small for windows
+        self._planned = not any((each["shape_signature"] < 0).any() for each in inputs)
+        if self._planned:
+            made.allocate_tensors()
 
     def set(self, feed: Mapping[str, Array]) -> None:
         """Copy the inputs in; where sizes changed, everything is planned anew."""
-        changed = False
+        changed = not self._planned
         for name, index in self._inputs:
             shape = feed[name].shape
             if self._shapes[index] != shape:
@@ -117,6 +135,7 @@ class _Runner:
                 changed = True
         if changed:
             self._interpreter.allocate_tensors()
+            self._planned = True
         for name, index in self._inputs:
             self._interpreter.set_tensor(index, feed[name])
 

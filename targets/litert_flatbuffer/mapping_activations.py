@@ -65,11 +65,15 @@ def selu(graph: Graph, node: Node, x: Tensor) -> Tensor:
     return times(graph.emit, whole, gamma)
 
 
+def clamped_line(emit: Emitter, x: Tensor, alpha: float, beta: float) -> Tensor:
+    """Return alpha x + beta, within 0 and 1."""
+    return emit.unary("RELU_0_TO_1", plus(emit, times(emit, x, alpha), beta))
+
+
 def hard_sigmoid(graph: Graph, node: Node, x: Tensor) -> Tensor:
-    """HardSigmoid: alpha x + beta, within 0 and 1."""
-    line = times(graph.emit, x, float(node.attribute("alpha", 0.2)))
-    line = plus(graph.emit, line, float(node.attribute("beta", 0.5)))
-    return graph.emit.unary("RELU_0_TO_1", line)
+    """HardSigmoid."""
+    alpha, beta = float(node.attribute("alpha", 0.2)), float(node.attribute("beta", 0.5))
+    return clamped_line(graph.emit, x, alpha, beta)
 
 
 def softplus(graph: Graph, _node: Node, x: Tensor) -> Tensor:
@@ -110,6 +114,32 @@ def reciprocal(graph: Graph, _node: Node, x: Tensor) -> Tensor:
 def tan(graph: Graph, _node: Node, x: Tensor) -> Tensor:
     """Tan."""
     return graph.emit.binary("DIV", graph.emit.unary("SIN", x), graph.emit.unary("COS", x))
+
+
+def _angle(emit: Emitter, y: Tensor, x: Tensor) -> Tensor:
+    return emit.add("ATAN2", [y, x], y.shape)
+
+
+def atan(graph: Graph, _node: Node, x: Tensor) -> Tensor:
+    """Atan: the angle of (1, x)."""
+    ones = plus(graph.emit, graph.emit.add("ZEROS_LIKE", [x], x.shape), 1)
+    return _angle(graph.emit, x, ones)
+
+
+def _leg(emit: Emitter, x: Tensor) -> Tensor:
+    """sqrt(1 - x^2), as sqrt((1 - x) (1 + x)), which keeps its digits near one."""
+    below = emit.binary("SUB", emit.scalar(1, x), x)
+    return emit.unary("SQRT", emit.binary("MUL", below, plus(emit, x, 1)))
+
+
+def asin(graph: Graph, _node: Node, x: Tensor) -> Tensor:
+    """Asin: the angle of (sqrt(1 - x^2), x)."""
+    return _angle(graph.emit, x, _leg(graph.emit, x))
+
+
+def acos(graph: Graph, _node: Node, x: Tensor) -> Tensor:
+    """Acos: the angle of (x, sqrt(1 - x^2))."""
+    return _angle(graph.emit, _leg(graph.emit, x), x)
 
 
 def is_nan(graph: Graph, _node: Node, x: Tensor) -> Tensor:

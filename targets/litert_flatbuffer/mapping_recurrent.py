@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
     Step = Callable[[Tensor, tuple[Tensor, ...]], tuple[Tensor, ...]]
 
+Function = tuple[str, float, float]
+"""An activation, its alpha and its beta."""
+
 MOST_STEPS = 512
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 DEFAULTS = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "GRU": ("Sigmoid", "Tanh"), "RNN": ("Tanh",)}
@@ -128,10 +131,11 @@ def _step(graph: Graph, node: Node, number: int, hidden: int) -> Step:
     functions = _functions(node, number, len(DEFAULTS[kind]))
     emit = graph.emit
 
-    def apply(function: str, x: Tensor) -> Tensor:
-        if function == "HardSigmoid":
-            return activations.hard_sigmoid(graph, node, x)
-        return emit.unary(SIMPLE[function], x)
+    def apply(function: Function, x: Tensor) -> Tensor:
+        name, alpha, beta = function
+        if name == "HardSigmoid":
+            return activations.clamped_line(emit, x, alpha, beta)
+        return emit.unary(SIMPLE[name], x)
 
     def part(x: Tensor, at: int) -> Tensor:
         return emit.slice(x, [0, at * hidden], [-1, hidden])
@@ -180,8 +184,8 @@ def _gru(
     recurrence: Array,
     bias_in: Array,
     bias_back: Array,
-    apply: Callable[[str, Tensor], Tensor],
-    functions: list[str],
+    apply: Callable[[Function, Tensor], Tensor],
+    functions: list[Function],
     part: Callable[[Tensor, int], Tensor],
 ) -> Step:
     """Return a step of a GRU: gates update and reset, then the new state."""
@@ -219,13 +223,25 @@ def _gru(
     return step
 
 
-def _functions(node: Node, number: int, count: int) -> list[str]:
-    named = list(node.attribute("activations", ()))
-    mine = named[number * count : (number + 1) * count] if named else list(DEFAULTS[node.operator])
-    mine = [str(each) for each in mine]
-    unknown = [each for each in mine if each not in (*SIMPLE, "HardSigmoid")]
-    if unknown or len(mine) != count:
-        raise UnsupportedError(f"activations {', '.join(unknown or mine)}")
-    if "HardSigmoid" in mine and node.attribute("activation_alpha", None):
-        raise UnsupportedError("activation_alpha is set")
+def _functions(node: Node, number: int, count: int) -> list[Function]:
+    """Return the activations of one direction, each with its alpha and beta.
+
+    Those that have them take the next of the node's lists, in the order of all activations.
+    """
+    names = [str(each) for each in node.attribute("activations", ())]
+    names = names or [*DEFAULTS[node.operator]] * (number + 1)
+    alphas, betas = (list(node.attribute(f"activation_{each}", ())) for each in ("alpha", "beta"))
+    found: list[Function] = []
+    for name in names:
+        if name == "HardSigmoid":
+            alpha = float(alphas.pop(0)) if alphas else 0.2
+            beta = float(betas.pop(0)) if betas else 0.5
+            found.append((name, alpha, beta))
+        elif name in SIMPLE:
+            found.append((name, 0.0, 0.0))
+        else:
+            raise UnsupportedError(f"the activation {name}")
+    mine = found[number * count : (number + 1) * count]
+    if len(mine) != count:
+        raise UnsupportedError(f"{len(names)} activations")
     return mine

@@ -62,6 +62,8 @@ def expand(graph: Graph, node: Node) -> None:
     if x.shape == shape:
         graph.values.same(node.outputs[0], node.input(0))
         return
+    if x.rank == 0:
+        x = graph.emit.reshape(x, (1,))
     try:
         sizes = graph.size_tensor(shape)
     except NeedsSizeError:

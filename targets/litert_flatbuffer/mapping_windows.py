@@ -290,7 +290,7 @@ def average_pool(graph: Graph, node: Node) -> None:
         made = _pooled(graph.emit, "AVERAGE_POOL_2D", x, window, padding, shape)
         given(graph, node, made, rank)
         return
-    sizes = [int(size) for size in graph.sizes(node.input(0), range(2, rank))]
+    sizes = graph.sizes(node.input(0), range(2, rank))
     sizes = [1, *sizes] if rank == 3 else sizes
     counted = _counted(node, window, sizes, counts_padding=counts_padding)
     made = padded(graph.emit, x, window)

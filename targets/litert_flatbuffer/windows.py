@@ -7,7 +7,7 @@ Padding that is neither becomes an operator of its own.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from deploykit._plugins.targets.litert_flatbuffer.node import Graph, Node
@@ -23,13 +23,17 @@ SAME, VALID = 0, 1
 
 @dataclass(frozen=True)
 class Window:
-    """Sizes along the spatial axes; `begin` and `end` are padding."""
+    """Sizes along the spatial axes; `begin` and `end` are padding.
+
+    With `same` the padding is what TensorFlow Lite's SAME is, whatever the size.
+    """
 
     kernel: tuple[int, ...]
     strides: tuple[int, ...]
     dilations: tuple[int, ...]
     begin: tuple[int, ...]
     end: tuple[int, ...]
+    same: bool = False
 
     @property
     def extent(self) -> tuple[int, ...]:
@@ -40,7 +44,10 @@ class Window:
         """Return the sizes of the output for those of the input."""
         made: list[Dim] = []
         for at, size in enumerate(sizes):
-            if isinstance(size, int):
+            if self.same:
+                stride = self.strides[at]
+                made.append(-(-size // stride) if isinstance(size, int) else f"{size}/{stride}")
+            elif isinstance(size, int):
                 room = size + self.begin[at] + self.end[at] - self.extent[at]
                 made.append(room // self.strides[at] + 1)
             elif self.strides[at] == 1 and self._grown(at) == 0:
@@ -54,6 +61,8 @@ class Window:
 
     def padding(self, sizes: Shape) -> int | None:
         """Return SAME or VALID, or None where the padding is neither."""
+        if self.same:
+            return SAME
         if not any(self.begin) and not any(self.end):
             return VALID
         for at, size in enumerate(sizes):
@@ -98,6 +107,8 @@ def window_of(graph: Graph, node: Node, kernel: tuple[int, ...]) -> Window:
 def _same(graph: Graph, node: Node, window: Window, *, lower: bool) -> Window:
     begin, end = [], []
     shape = graph.shape(node.input(0))[2:]
+    if not lower and any(not isinstance(size, int) for size in shape):
+        return replace(window, begin=(0,) * len(shape), end=(0,) * len(shape), same=True)
     for size, stride, extent in zip(shape, window.strides, window.extent, strict=True):
         if isinstance(size, int):
             whole = max((-(-size // stride) - 1) * stride + extent - size, 0)
@@ -174,4 +185,5 @@ def in_two_axes(window: Window) -> Window:
         (1, *window.dilations),
         (0, *window.begin),
         (0, *window.end),
+        window.same,
     )

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deploykit._plugins.targets.litert_flatbuffer.versions import version_of
+
 from deploykit.errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -36,48 +38,6 @@ DTYPES = {
 ALIGNMENT = 16
 LARGEST = (1 << 31) - (1 << 20)
 """A FlatBuffer's offsets have 31 bits; the graph itself needs some of it."""
-
-# the version of an operator that knows the option in use; an older runtime then refuses the model
-# instead of passing over the option
-VERSIONS = {
-    "ADD": 1,
-    "ARG_MAX": 1,
-    "BATCH_MATMUL": 1,
-    "BROADCAST_TO": 2,
-    "CONV_2D": 1,
-    "FULLY_CONNECTED": 5,
-    "GATHER": 3,
-    "GELU": 1,
-    "LEAKY_RELU": 1,
-    "RESIZE_BILINEAR": 3,
-    "RESIZE_NEAREST_NEIGHBOR": 3,
-    "SELECT_V2": 1,
-    "TRANSPOSE_CONV": 3,
-}
-QUANTIZED_VERSIONS = {
-    "ADD": 2,
-    "AVERAGE_POOL_2D": 2,
-    "CONCATENATION": 2,
-    "CONV_2D": 3,
-    "DEPTHWISE_CONV_2D": 3,
-    "DEQUANTIZE": 2,
-    "FULLY_CONNECTED": 5,
-    "LEAKY_RELU": 2,
-    "LOGISTIC": 2,
-    "MAX_POOL_2D": 2,
-    "MEAN": 2,
-    "MUL": 2,
-    "PAD": 2,
-    "PADV2": 2,
-    "RESHAPE": 1,
-    "SLICE": 2,
-    "SOFTMAX": 2,
-    "SPLIT": 2,
-    "STRIDED_SLICE": 2,
-    "SUB": 3,
-    "TANH": 2,
-    "TRANSPOSE": 2,
-}
 
 
 @dataclass(frozen=True)
@@ -218,10 +178,8 @@ def _tensor(schema: Any, tensor: Tensor, buffers: list[Any]) -> Any:
 def _operator(
     schema: Any, operator: Operator, number: dict[int, int], codes: dict[tuple[str, int], int]
 ) -> Any:
-    quantized = any(t is not None and t.quantization for t in operator.inputs)
-    versions = QUANTIZED_VERSIONS if quantized else VERSIONS
     made = schema.OperatorT()
-    made.opcodeIndex = codes.setdefault((operator.kind, versions.get(operator.kind, 1)), len(codes))
+    made.opcodeIndex = codes.setdefault((operator.kind, version_of(operator)), len(codes))
     made.inputs = [-1 if each is None else number[id(each)] for each in operator.inputs]
     made.outputs = [number[id(each)] for each in operator.outputs]
     if operator.table:

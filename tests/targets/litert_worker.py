@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 from onnx import helper, numpy_helper
 
 from deploykit.onnx_file import signature_of
@@ -105,3 +106,35 @@ def assert_close(found: Feed, wanted: list[Array], *, tolerance: float = 1e-5) -
         np.testing.assert_allclose(
             value, expected, rtol=tolerance, atol=tolerance * scale, err_msg=name
         )
+
+
+_random = np.random.default_rng(3)
+
+
+def normal(*shape: int) -> Array:
+    return _random.normal(0, 1, shape).astype(np.float32)
+
+
+def by_onnxruntime(model: onnx.ModelProto | Path, feed: Feed) -> list[Array]:
+    content = str(model) if isinstance(model, Path) else model.SerializeToString()
+    found: list[Array] = onnxruntime.InferenceSession(content).run(None, feed)
+    return found
+
+
+def network(*, batch: str | None) -> tuple[onnx.ModelProto, Feed]:
+    """Convolutions, a pool, a flattening and a product."""
+    nodes: Nodes = [
+        ("Conv", ["x", "w1", "b1"], ["c1"], {"pads": [1, 1, 1, 1], "strides": [2, 2]}),
+        ("Relu", ["c1"], ["r1"], {}),
+        ("Conv", ["r1", "w2"], ["c2"], {"group": 8, "pads": [1, 1, 1, 1]}),
+        ("Sigmoid", ["c2"], ["s2"], {}),
+        ("Mul", ["c2", "s2"], ["m2"], {}),
+        ("MaxPool", ["m2"], ["p2"], {"kernel_shape": [2, 2], "strides": [2, 2]}),
+        ("Flatten", ["p2"], ["f"], {}),
+        ("Gemm", ["f", "w3"], ["y"], {}),
+    ]
+    weights = {"w1": normal(8, 3, 3, 3), "b1": normal(8), "w2": normal(8, 1, 3, 3)}
+    weights["w3"] = normal(8 * 4 * 4, 5)
+    feed = {"x": normal(2, 3, 16, 16)}
+    axes = {("x", 0): batch} if batch else None
+    return model_of(nodes, feed, ["y"], weights, open_axes=axes), feed

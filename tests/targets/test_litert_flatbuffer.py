@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto
@@ -17,23 +16,22 @@ from deploykit import plugins
 from deploykit.errors import SourceError, UnavailableError, UnsupportedError
 from deploykit.protocol import Availability, CompileRequest, CompileResult, Hardware, Signature
 from deploykit.steps import Worker
-from tests.targets.litert_worker import Array, Feed, Litert, Nodes, assert_close, model_of
+from tests.targets.litert_worker import (
+    Array,
+    Feed,
+    Litert,
+    Nodes,
+    assert_close,
+    by_onnxruntime,
+    model_of,
+    network,
+    normal,
+)
 
 pytest_plugins = ["tests.targets.litert_fixtures"]
 pytestmark = pytest.mark.environment
 
 SMALL = "onnx/ultraface_slim320_simplified/version-slim-320_simplified.onnx"
-_random = np.random.default_rng(3)
-
-
-def normal(*shape: int) -> Array:
-    return _random.normal(0, 1, shape).astype(np.float32)
-
-
-def by_onnxruntime(model: onnx.ModelProto | Path, feed: Feed) -> list[Array]:
-    content = str(model) if isinstance(model, Path) else model.SerializeToString()
-    found: list[Array] = onnxruntime.InferenceSession(content).run(None, feed)
-    return found
 
 
 def kinds(litert: Litert) -> dict[str, int]:
@@ -157,78 +155,6 @@ def test_a_damaged_payload_is_refused(litert: Litert) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(UnavailableError, match=r"model\.tflite"):
         litert.run({"x": normal(3)})
-
-
-def network(*, batch: str | None) -> tuple[onnx.ModelProto, Feed]:
-    """Convolutions, a pool, a flattening and a product."""
-    nodes: Nodes = [
-        ("Conv", ["x", "w1", "b1"], ["c1"], {"pads": [1, 1, 1, 1], "strides": [2, 2]}),
-        ("Relu", ["c1"], ["r1"], {}),
-        ("Conv", ["r1", "w2"], ["c2"], {"group": 8, "pads": [1, 1, 1, 1]}),
-        ("Sigmoid", ["c2"], ["s2"], {}),
-        ("Mul", ["c2", "s2"], ["m2"], {}),
-        ("MaxPool", ["m2"], ["p2"], {"kernel_shape": [2, 2], "strides": [2, 2]}),
-        ("Flatten", ["p2"], ["f"], {}),
-        ("Gemm", ["f", "w3"], ["y"], {}),
-    ]
-    weights = {"w1": normal(8, 3, 3, 3), "b1": normal(8), "w2": normal(8, 1, 3, 3)}
-    weights["w3"] = normal(8 * 4 * 4, 5)
-    feed = {"x": normal(2, 3, 16, 16)}
-    axes = {("x", 0): batch} if batch else None
-    return model_of(nodes, feed, ["y"], weights, open_axes=axes), feed
-
-
-def test_a_batch_stays_dynamic(litert: Litert) -> None:
-    model, _ = network(batch="batch")
-    result = litert.compile(model)
-    assert result.signature.inputs[0].shape == ("batch", 3, 16, 16)
-    assert result.signature.outputs[0].shape == ("batch", 5)
-    assert result.notes == ()
-    feeds = [{"x": normal(count, 3, 16, 16)} for count in (1, 3, 2)]
-    for feed, found in zip(feeds, litert.run(*feeds), strict=True):
-        assert_close(found, by_onnxruntime(model, feed))
-
-
-def test_height_and_width_stay_dynamic(litert: Litert) -> None:
-    nodes: Nodes = [
-        ("Conv", ["x", "w"], ["c"], {"pads": [1, 0, 1, 2], "strides": [2, 1]}),
-        ("Shape", ["c"], ["s"], {}),
-        ("Slice", ["s", "one", "four"], ["hw"], {}),
-        ("ReduceProd", ["hw"], ["count"], {"keepdims": 1}),
-        ("Concat", ["lead", "count"], ["sizes"], {"axis": 0}),
-        ("Reshape", ["c", "sizes"], ["y"], {}),
-    ]
-    weights = {"w": normal(4, 3, 3, 3), "one": np.array([2]), "four": np.array([4])}
-    weights["lead"] = np.array([0, 4])
-    axes = {("x", 2): "height", ("x", 3): "width"}
-    model = model_of(nodes, {"x": normal(1, 3, 8, 8)}, ["y"], weights, open_axes=axes)
-    litert.compile(model)
-    feeds = [{"x": normal(1, 3, *sizes)} for sizes in ((8, 8), (13, 6))]
-    for feed, found in zip(feeds, litert.run(*feeds), strict=True):
-        assert_close(found, by_onnxruntime(model, feed))
-
-
-def test_a_size_that_must_be_known_is_fixed_and_said(litert: Litert) -> None:
-    nodes: Nodes = [("TopK", ["x", "k"], ["y", "i"], {"axis": 0})]
-    feed = {"x": normal(1, 4)}
-    model = model_of(nodes, feed, ["y"], {"k": np.array([1])}, open_axes={("x", 0): "batch"})
-    result = litert.compile(model)
-    assert result.signature.inputs[0].shape == (1, 4)
-    assert any("x:0" in note and "fixed to 1" in note for note in result.notes)
-    assert_close(litert.run(feed)[0], by_onnxruntime(model, feed))
-
-
-def test_sizes_that_must_be_known_are_asked_for(litert: Litert) -> None:
-    nodes: Nodes = [("Resize", ["x", "", "s"], ["y"], {"mode": "cubic"})]
-    feed = {"x": normal(1, 2, 4, 5)}
-    weights = {"s": np.array([1, 1, 2, 2], np.float32)}
-    model = model_of(nodes, feed, ["y"], weights, open_axes={("x", 2): "height"})
-    with pytest.raises(UnsupportedError, match="x:2") as raised:
-        litert.compile(model)
-    assert "--shape" in raised.value.hint
-    result = litert.compile(model, shapes={"x": (1, 2, 4, 5)})
-    assert result.signature.outputs[0].shape == (1, 2, 8, 10)
-    assert_close(litert.run(feed)[0], by_onnxruntime(model, feed), tolerance=1e-4)
 
 
 def test_no_transposition_remains_in_a_model_of_channels_last(litert: Litert) -> None:

@@ -116,7 +116,7 @@ def test_quantised_alone_is_exact_in_float32(litert: Litert) -> None:
     """Halves, both edges of the range, and what lies beyond."""
     made = Quantised(np.uint8, 120)
     made.node("Identity", [made.store("x", 0.5)], "y")
-    feed = {"x": np.array([0.25, 0.75, -0.25, -0.75, 1e6, -1e6, 67.4, 3.3], np.float32)}
+    feed: Feed = {"x": np.array([0.25, 0.75, -0.25, -0.75, 1e6, -1e6, 67.4, 3.3], np.float32)}
     model = model_of(made.nodes, feed, ["y"], made.weights)
     litert.compile(model)
     assert_close(litert.run(feed)[0], by_definition(model, feed), tolerance=1e-7)
@@ -130,7 +130,7 @@ def test_stored_inputs_and_outputs_keep_their_types(litert: Litert, dtype: type,
     made.node("Conv", ["x_dq", made.weight("w", 4, 3, 3, 3, axis=0)], "c")
     made.nodes.append(("QuantizeLinear", ["c", "s", "zero"], ["y"], {}))
     limits = np.iinfo(dtype)
-    feed = {"x": _random.integers(limits.min, limits.max + 1, (1, 3, 6, 6)).astype(dtype)}
+    feed: Feed = {"x": _random.integers(limits.min, limits.max + 1, (1, 3, 6, 6)).astype(dtype)}
     model = model_of(made.nodes, feed, ["y"], made.weights)
     result = litert.compile(model, precision="int8")
     name = np.dtype(dtype).name
