@@ -117,6 +117,7 @@ def compile(request: CompileRequest) -> CompileResult:
     model = graphs.folded(model)
     graphs.check_operators(model)
     outputs = graphs.outputs(model, request.signature.outputs, fixed=bool(request.shapes))
+    graphs.flattened_first(model)
     order = [value.name for value in model.graph.input]
     names = graphs.named_nodes(model)
     notes = list(chosen.notes)
@@ -146,7 +147,8 @@ def compile(request: CompileRequest) -> CompileResult:
     dynamic = graphs.dynamic_axes(inputs)
     if dynamic:
         notes.append(
-            f"{', '.join(dynamic)} may have any size; fixed sizes (--shape) give faster code"
+            f"{', '.join(dynamic)} may have any size; fixed sizes (--shape) give faster code, "
+            "and are the way out where the outputs come out wrong"
         )
     return CompileResult(
         signature=Signature(inputs=inputs, outputs=outputs),
