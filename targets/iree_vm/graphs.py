@@ -153,6 +153,52 @@ def _upgraded(model: onnx.ModelProto) -> onnx.ModelProto:
         return model
 
 
+def flattened_first(model: onnx.ModelProto) -> None:
+    """Let a Reshape that has to find out a size start from one axis; changes `model`.
+
+    The importer lines up unknown axes before and after, one by one: [batch, length, heads, 8] to
+    [-1, 16] kept the batch as it was (seen with 3.13.0), and computed something else.
+    """
+    import numpy as np
+    import onnx
+    from onnx import numpy_helper
+
+    graph = model.graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    known = {
+        value.name: value.type.tensor_type
+        for value in (*graph.value_info, *graph.input, *graph.output)
+    }
+    names = {*constants, *known, *(name for node in graph.node for name in node.output)}
+    flat = next(name for name in (f"flat{'_' * n}" for n in range(99)) if name not in names)
+    nodes = []
+    for node in graph.node:
+        if node.op_type == "Reshape" and node.input[1] in constants:
+            sizes = numpy_helper.to_array(constants[node.input[1]]).tolist()
+            kind = known.get(node.input[0])
+            unknown = [
+                axis
+                for axis, size in enumerate(kind.shape.dim if kind is not None else ())
+                if not size.HasField("dim_value")
+            ]
+            if kind is not None and -1 in sizes and 0 not in sizes and len(unknown) > 1:
+                name = f"{flat}.{len(nodes)}"
+                nodes.append(
+                    onnx.helper.make_node("Reshape", [node.input[0], flat], [name], name=node.name)
+                )
+                node.input[0] = name
+                made = graph.value_info.add()
+                made.name = name
+                made.type.tensor_type.elem_type = kind.elem_type
+                made.type.tensor_type.shape.dim.add()
+        nodes.append(node)
+    if len(nodes) > len(graph.node):
+        copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+        del graph.node[:]
+        graph.node.extend(copies)
+        graph.initializer.append(numpy_helper.from_array(np.array([-1], np.int64), flat))
+
+
 def named_nodes(model: onnx.ModelProto) -> tuple[str, ...]:
     """Give every node a name that says which it is; return the names as they were.
 

@@ -7,7 +7,7 @@
 # summary = "IREE: one compiled module for its virtual machine; CPU (also another), Vulkan, CUDA"
 # devices = ["cpu", "vulkan", "cuda"]
 # newest_opset = 21
-# functions = ["probe", "compile", "load"]
+# functions = ["probe", "compile", "load", "operators"]
 #
 # [tool.deploykit.settings]
 # opt_level = "O1 (default), O0, O2 or O3: from O2 on it fuses more, which fails on some graphs"
@@ -21,11 +21,13 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from deploykit._plugins.targets.iree_vm import (
     compiling,
     graphs,
     importing,
+    kernels,
     processors,
     running,
 )
@@ -40,10 +42,16 @@ from deploykit.protocol import (
     CompileRequest,
     CompileResult,
     LoadRequest,
+    OperatorRun,
+    OperatorsRequest,
     Signature,
 )
+from deploykit.tensors import read_tensors
 
 DEVICES = ("cpu", "vulkan", "cuda")
+
+# precision -> MLIR's element type of the factors of convolutions and matrix products
+PRECISIONS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
 SETTINGS = {
     "opt_level": Setting(default="O1", choices=("O0", "O1", "O2", "O3")),
     "data_tiling": Setting(default="true", choices=("true", "false")),
@@ -93,20 +101,23 @@ def compile(request: CompileRequest) -> CompileResult:
     SourceError for a file that is no model.
     """
     settings = in_force(request.settings, SETTINGS, plugin="iree")
-    if request.precision not in ("fp32", "fp16", "bf16"):
+    if request.precision not in PRECISIONS:
         raise UnsupportedError(
-            f"target iree has no precision `{request.precision}`", hint="it has fp32, fp16 and bf16"
+            f"target iree has no precision `{request.precision}`",
+            hint=f"it has {', '.join(PRECISIONS)}",
         )
     inputs = fixed_inputs(request.signature.inputs, request.shapes)
     graphs.check_dtypes(Signature(inputs=inputs, outputs=request.signature.outputs))
     phase("importing iree")
     chosen = _chosen(request)
+    _check_precision(request, chosen)
     phase("reading the model")
     model = graphs.read(request.model, inputs)
     phase("folding the graph")
     model = graphs.folded(model)
     graphs.check_operators(model)
     outputs = graphs.outputs(model, request.signature.outputs, fixed=bool(request.shapes))
+    graphs.flattened_first(model)
     order = [value.name for value in model.graph.input]
     names = graphs.named_nodes(model)
     notes = list(chosen.notes)
@@ -120,15 +131,24 @@ def compile(request: CompileRequest) -> CompileResult:
         settings = _compiled(
             folder, [*chosen.flags, *_narrowing(request.precision)], settings, names, notes
         )
+        if request.precision != "fp32":
+            notes.append(_effect(folder / kernels.SOURCES, request.precision))
+        made = kernels.read_sources(folder / kernels.SOURCES, names)
         shutil.move(folder / MODULE, payload / MODULE)
-    build = {"architecture": chosen.architecture, "cpu_flags": chosen.cpu_flags, "inputs": order}
+    build = {
+        "architecture": chosen.architecture,
+        "cpu_flags": chosen.cpu_flags,
+        "inputs": order,
+        "kernels": {kernel.name: kernel.nodes for kernel in made},
+    }
     temporary = payload / f"{BUILD}.tmp"
     temporary.write_text(json.dumps(build, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     temporary.replace(payload / BUILD)
     dynamic = graphs.dynamic_axes(inputs)
     if dynamic:
         notes.append(
-            f"{', '.join(dynamic)} may have any size; fixed sizes (--shape) give faster code"
+            f"{', '.join(dynamic)} may have any size; fixed sizes (--shape) give faster code, "
+            "and are the way out where the outputs come out wrong"
         )
     return CompileResult(
         signature=Signature(inputs=inputs, outputs=outputs),
@@ -147,12 +167,18 @@ def load(request: LoadRequest) -> running.IreeSession:
     """
     in_force(request.settings, SETTINGS, plugin="iree")
     payload = Path(request.payload)
-    build = json.loads((payload / BUILD).read_text(encoding="utf-8"))
-    if request.device == "cpu":
-        processors.require(build["architecture"], build["cpu_flags"])
+    build = _build_of(payload, request.device)
     phase("loading")
     loaded = running.Loaded(payload / MODULE, importing.FUNCTION, request.device, request.threads)
     return running.IreeSession(loaded, build["inputs"], request.signature)
+
+
+def _build_of(payload: Path, device: str) -> dict[str, Any]:
+    """Return what `compile` wrote beside the module; UnavailableError where it cannot run here."""
+    build: dict[str, Any] = json.loads((payload / BUILD).read_text(encoding="utf-8"))
+    if device == "cpu":
+        processors.require(build["architecture"], build["cpu_flags"])
+    return build
 
 
 def _versions() -> dict[str, str]:
@@ -189,10 +215,14 @@ def _compiled(
         attempts.append({"data_tiling": "false", "opt_level": "O1"})
     first: compiling.KernelError | None = None
     for tried in attempts:
+        shutil.rmtree(folder / kernels.SOURCES, ignore_errors=True)
         phase(f"compiling with {', '.join(f'{name}={value}' for name, value in tried.items())}")
         try:
             compiling.compiled(
-                folder / "model.mlirbc", folder / MODULE, [*flags, *_flags(tried)], names
+                folder / "model.mlirbc",
+                folder / MODULE,
+                [*flags, *_flags(tried), *kernels.FLAGS],
+                names,
             )
         except compiling.KernelError as error:
             first = first or error
@@ -212,12 +242,61 @@ def _flags(settings: dict[str, str]) -> list[str]:
     ]
 
 
+def _check_precision(request: CompileRequest, chosen: processors.Chosen) -> None:
+    """Raise UnsupportedError where the processor would convert each number to float32 and back."""
+    if request.precision == "fp32" or request.precision in chosen.halves:
+        return
+    others = ["fp32", *sorted(chosen.halves)]
+    raise UnsupportedError(
+        f"target iree:{request.device} does not compute in {request.precision} on {chosen.name}: "
+        "each number would be converted to float32 first",
+        hint=f"use --precision {' or '.join(others)}",
+    )
+
+
 def _narrowing(precision: str) -> list[str]:
     """Return the flags by which the factors of convolutions and matrix products are narrowed."""
-    narrow = {"fp16": "f16", "bf16": "bf16"}.get(precision)
-    if narrow is None:
+    if precision == "fp32":
         return ["--iree-global-opt-demote-contraction-inputs-operations=none"]
     return [
         "--iree-global-opt-demote-contraction-inputs-operations=all",
-        f"--iree-global-opt-demote-contraction-inputs-type={narrow}",
+        f"--iree-global-opt-demote-contraction-inputs-type={PRECISIONS[precision]}",
     ]
+
+
+def _effect(sources: Path, precision: str) -> str:
+    """Return a note about what is computed in `precision`; raise UnsupportedError where nothing is."""
+    if not kernels.computes_in(sources, PRECISIONS[precision]):
+        raise UnsupportedError(
+            f"target iree finds no product to compute in {precision}: it would take no effect",
+            hint="use --precision fp32",
+        )
+    return (
+        f"the factors of convolutions and matrix products in {precision}, their sums and all else "
+        "in the model's own types"
+    )
+
+
+def operators(request: OperatorsRequest) -> tuple[OperatorRun, ...]:
+    """Return the kernels of a run with their times, and the ONNX nodes that each computes.
+
+    Raises UnavailableError as `load` does.
+    """
+    load_request = request.load
+    payload = Path(load_request.payload)
+    build = _build_of(payload, load_request.device)
+    feed = read_tensors(Path(request.feed))
+    if load_request.device != "cpu":
+        running.device_name(load_request.device)
+    phase("timing the kernels")
+    times = kernels.measured(
+        (payload / MODULE).resolve(),
+        importing.FUNCTION,
+        running.DRIVERS[load_request.device],
+        load_request.threads,
+        [feed[name] for name in build["inputs"]],
+    )
+    made = [
+        kernels.Kernel(name=name, nodes=tuple(nodes)) for name, nodes in build["kernels"].items()
+    ]
+    return kernels.runs_of(times, made, load_request.device)

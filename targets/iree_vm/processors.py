@@ -226,7 +226,7 @@ def vulkan(hardware: Hardware | None) -> Chosen:
     attribute = compiling.described(flags)
     computes = re.search(r"compute = ([\w|]+)", attribute)
     words = computes[1].split("|") if computes else []
-    notes = ()
+    notes: tuple[str, ...] = ()
     if wanted == VULKAN_BASELINE:
         notes = ("compiled for what all Vulkan devices share: a named GPU (--hardware) is faster",)
     return Chosen(
