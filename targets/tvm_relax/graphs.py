@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deploykit._plugins.targets.tvm_relax import converters
+
 from deploykit.errors import SourceError, UnsupportedError
 from deploykit.onnx_graph import every_node, set_inputs
 from deploykit.protocol import Signature, TensorSpec
@@ -145,7 +147,8 @@ def imported(model: onnx.ModelProto) -> Any:
     from tvm.relax.frontend.onnx import from_onnx
 
     try:
-        return from_onnx(model, keep_params_in_input=False)
+        with converters.ours():
+            return from_onnx(model, keep_params_in_input=False)
     except Exception as error:
         # anything from AttributeError to TVM's own errors: what counts is the operator
         operator = _operator_of(error)

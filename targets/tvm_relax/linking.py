@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from deploykit.errors import PluginError
@@ -75,3 +76,10 @@ def _linking(command: list[str]) -> Callable[..., None]:
             raise PluginError(f"linking failed ({whole[0]}): {done.stderr.strip()[-500:]}")
 
     return link
+
+
+def share(source: Path, output: Path, *, options: Sequence[str] = ()) -> None:
+    """Make a shared library for this machine of one C file."""
+    own = shutil.which("gcc") or shutil.which("clang")
+    command = [own] if own else [sys.executable, "-m", "ziglang", "cc"]
+    _linking(command)(str(output), [str(source)], options)

@@ -192,9 +192,9 @@ def _check_features(
         )
 
 
-def half_precision_notes(processor: Processor) -> list[str]:
-    """Return what to know about float16 on this processor."""
+def half_precision_notes(processor: Processor | None) -> list[str]:
+    """Return what to know about float16 on this processor, None for a GPU."""
     notes = ["convolutions and matrix products in float16, inputs and outputs as they were"]
-    if not processor.halves:
+    if processor is not None and not processor.halves:
         notes.append("the processor has no float16 arithmetic: converted each time, slower")
     return notes

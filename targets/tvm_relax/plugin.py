@@ -1,18 +1,19 @@
 # /// script
 # requires-python = ">=3.10,<3.15"
-# dependencies = ["apache-tvm==0.27.0.post1", "ziglang==0.17.1", "onnx>=1.18", "onnxruntime>=1.22", "numpy>=1.26"]
+# dependencies = ["apache-tvm==0.27.0.post1", "apache-tvm-ffi>=0.1.14.post0,<0.1.15", "ziglang==0.17.1", "onnx>=1.18", "onnxruntime>=1.22", "numpy>=1.26", "platformdirs>=4"]
 #
 # [tool.deploykit]
 # name = "tvm"
-# summary = "Apache TVM: a shared library compiled by LLVM for this processor"
-# devices = ["cpu"]
+# summary = "Apache TVM: a shared library of machine code, for this processor or another, or for NVIDIA's GPUs"
+# devices = ["cpu", "cuda"]
 # newest_opset = 21
 # functions = ["probe", "compile", "load"]
 #
 # [tool.deploykit.settings]
+# tune = "seconds to spend on finding better loops than the rule's, 60 by default; 0: none; what was found is kept"
 # schedule = "fixed (default): vectors, registers and threads by rule; plain: TVM's own loops, for comparison"
 # ///
-"""Apache TVM on the CPU: the ONNX graph becomes one shared library of machine code."""
+"""Apache TVM: the ONNX graph becomes one shared library of machine code."""
 
 from __future__ import annotations
 
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploykit._plugins.targets.tvm_relax import (
+    cuda,
     graphs,
     linking,
     machine,
@@ -46,36 +48,50 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
-SETTINGS = {"schedule": Setting(default="fixed", choices=("fixed", "plain"))}
+SETTINGS = {
+    "schedule": Setting(default="fixed", choices=("fixed", "plain")),
+    "tune": Setting(default="60"),
+}
 LIBRARY = "model.so"
 BUILD = "build.json"
 
-UNTUNED = {
-    "fixed": "built without tuning, with loops ordered by rule: "
-    "up to ten times slower than a hand-written runtime; tuning is planned",
-    "plain": "built without tuning: 40 to 140 times slower than a hand-written runtime is usual",
-}
-
 
 def probe() -> tuple[Availability, ...]:
-    """Return whether TVM can compile for, and run on, this processor."""
+    """Return whether TVM can compile for, and run on, this processor and a GPU."""
     try:
         import tvm
     except ImportError as error:
-        return (Availability(device="cpu", available=False, detail=f"apache-tvm: {error}"),)
+        return _nowhere(f"apache-tvm: {error}", {})
     if tvm.target.codegen.llvm_version_major(allow_none=True) is None:
-        return (
-            Availability(
-                device="cpu",
-                available=False,
-                detail="this build of TVM has no LLVM",
-                versions={"apache-tvm": tvm.__version__},
-            ),
-        )
+        return _nowhere("this build of TVM has no LLVM", {"apache-tvm": tvm.__version__})
     detail = f"LLVM {tvm.target.codegen.llvm_version_major()} for {machine.name_of_this_one()}"
     if linking.linker() is None:
         detail += "; loads only: to compile, install a C++ compiler (g++, clang++ or ziglang)"
-    return (Availability(device="cpu", available=True, detail=detail, versions=_versions()),)
+    return (
+        Availability(device="cpu", available=True, detail=detail, versions=_versions()),
+        _probe_cuda(),
+    )
+
+
+def _nowhere(detail: str, versions: dict[str, str]) -> tuple[Availability, ...]:
+    return tuple(
+        Availability(device=device, available=False, detail=detail, versions=versions)
+        for device in ("cpu", "cuda")
+    )
+
+
+def _probe_cuda() -> Availability:
+    lacking = cuda.missing_to_run()
+    if lacking is None:
+        detail = "untested here"
+    else:
+        compiler = cuda.missing_to_compile()
+        detail = f"lacks {lacking}; " + (
+            f"to compile it lacks {compiler}" if compiler else f"{cuda.nvcc()} compiles for it"
+        )
+    return Availability(
+        device="cuda", available=lacking is None, detail=detail, versions=_versions()
+    )
 
 
 def compile(request: CompileRequest) -> CompileResult:
@@ -103,7 +119,10 @@ def compile(request: CompileRequest) -> CompileResult:
             hint="install the package ziglang, "
             + (f"or {processor.triple}-g++" if processor.triple else "g++ or clang++"),
         )
-    building = Building(request, settings, processor, here)
+    gpus = cuda.architectures(request.hardware) if request.device == "cuda" else ()
+    if gpus:
+        cuda.prepare(gpus)
+    building = Building(request, settings, processor, here, gpus)
     with graphs.quiet():
         library, model, inputs = building.library(inputs)
         phase("linking")
@@ -114,6 +133,7 @@ def compile(request: CompileRequest) -> CompileResult:
     build = {
         "architecture": processor.architecture,
         "cpu_flags": processor.cpu_flags,
+        "gpus": gpus,
         "inputs": [value.name for value in model.graph.input],
     }
     temporary = payload / f"{BUILD}.tmp"
@@ -125,7 +145,7 @@ def compile(request: CompileRequest) -> CompileResult:
         ),
         settings=settings,
         versions=_versions(),
-        notes=(UNTUNED[settings["schedule"]], *building.notes),
+        notes=tuple(building.notes),
         cpu_flags=processor.cpu_flags,
     )
 
@@ -141,6 +161,9 @@ def load(request: LoadRequest) -> TvmSession:
     payload = Path(request.payload)
     build = json.loads((payload / BUILD).read_text(encoding="utf-8"))
     runtime.require(build["architecture"], build["cpu_flags"])
+    lacking = cuda.missing_to_run() if request.device == "cuda" else None
+    if lacking:
+        raise UnavailableError(f"target tvm:cuda needs {lacking}")
     phase("loading TVM's runtime")
     runtime.start(request.device)
     runtime.use_threads(request.threads)

@@ -37,14 +37,14 @@ def start(device: str) -> None:
     Raises UnavailableError where one is missing or cannot be loaded.
     """
     make_room_for_threads()
-    folder = _folder()
+    place = folder()
     # the second has the sorts, the third drives the GPU
     for name, needed in (("runtime", True), ("runtime_extra", False), ("runtime_cuda", True)):
         if name in _loaded or (name == "runtime_cuda" and device != "cuda"):
             continue
         mode = ctypes.RTLD_GLOBAL if name == "runtime" else ctypes.RTLD_LOCAL
         try:
-            _loaded[name] = ctypes.CDLL(str(folder / f"libtvm_{name}.so"), mode)
+            _loaded[name] = ctypes.CDLL(str(place / f"libtvm_{name}.so"), mode)
         except OSError as error:
             if needed:
                 raise UnavailableError(
@@ -60,15 +60,15 @@ def make_room_for_threads() -> None:
     os.environ.setdefault("TVM_NUM_THREADS", str(len(os.sched_getaffinity(0))))
 
 
-def _folder() -> Path:
+def folder() -> Path:
     """Return where TVM's libraries lie: in the package `tvm`, which is not imported for it."""
     import tvm_ffi  # noqa: F401  # loads libtvm_ffi.so, which the others need
 
     found = importlib.util.find_spec("tvm")
     for place in found.submodule_search_locations or () if found else ():
-        folder = Path(place) / "lib"
-        if (folder / "libtvm_runtime.so").is_file():
-            return folder
+        libraries = Path(place) / "lib"
+        if (libraries / "libtvm_runtime.so").is_file():
+            return libraries
     raise UnavailableError(
         "TVM's runtime is not installed here", hint="install the package apache-tvm"
     )
@@ -112,10 +112,10 @@ def machine_of(library: Path, device: str) -> Any:
     """
     import tvm_ffi
 
-    with tempfile.TemporaryDirectory(prefix="deploykit-tvm-") as folder:
+    with tempfile.TemporaryDirectory(prefix="deploykit-tvm-") as names:
         # The system's loader takes a path that it knows for the library that it knows: a bundle
         # replaced since would give the old one's results. So each load has a name of its own.
-        link = Path(folder) / library.name
+        link = Path(names) / library.name
         link.symlink_to(library.resolve())
         try:
             made = tvm_ffi.load_module(str(link))["vm_load_executable"]()

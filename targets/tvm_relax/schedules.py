@@ -4,42 +4,67 @@ TVM lowers an operator to the plainest loops and leaves the rest to tuning; run 
 are a hundred times slower than a hand-written library. What is done here is what holds for any
 CPU: a tile of the output stays in vector registers while the sum runs, the tiles are spread over
 the threads, and what follows (bias, activation) is computed on the tile before it is stored.
-Tuning still finds better.
+How wide and how high the tile is, and what is written out, are choices: the first of each is the
+rule, the others are what tuning tries (`tuning.py`).
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     import tvm
 
+Option = TypeVar("Option")
+
 # Loop iterations under which waking the threads costs more than it saves.
 WORTH_THREADS = 1 << 14
+
+
+class Choices:
+    """What was chosen where the order of loops leaves a choice: the index of each option, in order.
+
+    Beyond the end of `picked` the first option is taken, which is the rule. `sizes` becomes how
+    many options there were, `work` how often the innermost statements of sums run.
+    """
+
+    def __init__(self, picked: Sequence[int] = ()) -> None:
+        self.picked = tuple(picked)
+        self.sizes: list[int] = []
+        self.work = 0
+
+    def pick(self, options: Sequence[Option]) -> Option:
+        """Return the option chosen here; the first of equal ones counts."""
+        distinct = list(dict.fromkeys(options))
+        place = len(self.sizes)
+        self.sizes.append(len(distinct))
+        index = self.picked[place] if place < len(self.picked) else 0
+        return distinct[min(index, len(distinct) - 1)]
 
 
 def schedule(module: tvm.ir.IRModule, *, lanes: int, registers: int) -> tvm.ir.IRModule:
     """Return `module` with its kernels ordered for `registers` vectors of `lanes` float32.
 
     Half of the registers hold the output while the sum runs, for the operands need some too.
-
-    A kernel that none of this fits stays as it is.
+    A kernel that none of this fits, or that has its order already, stays as it is.
     """
     from tvm import tirx
 
     for name, function in module.functions_items():
-        if isinstance(function, tirx.PrimFunc):
-            made = _kernel(function, lanes, registers // 2)
-            if made is not None:
-                module[name] = made
+        if isinstance(function, tirx.PrimFunc) and "tirx.is_scheduled" not in function.attrs:
+            plan = ordered(function, lanes=lanes, registers=registers, choices=Choices())
+            if plan is not None:
+                module[name] = plan.mod["main"].with_attr("tirx.is_scheduled", True)
     return module
 
 
-def _kernel(function: Any, lanes: int, tile: int) -> Any:
-    """Return the kernel in its new order, or None where it cannot be ordered."""
+def ordered(function: Any, *, lanes: int, registers: int, choices: Choices) -> Any:
+    """Return the schedule of the kernel, or None where it cannot be ordered like that."""
     from tvm import s_tir
     from tvm.s_tir.schedule import ScheduleError
 
+    tile = registers // 2
     plan = s_tir.Schedule(function)
     try:
         blocks = plan.get_child_blocks(plan.get_sblock("root"))
@@ -52,10 +77,10 @@ def _kernel(function: Any, lanes: int, tile: int) -> Any:
             if name in done:
                 continue
             if _kinds(plan, block).count("R"):
-                done |= _order_sum(plan, block, lanes, tile)
+                done |= _order_sum(plan, block, lanes, tile, choices)
             else:
                 _order_map(plan, block, lanes)
-        return plan.mod["main"].with_attr("tirx.is_scheduled", True)
+        return plan
     except ScheduleError:
         return None
 
@@ -126,6 +151,24 @@ def _width(extent: int, lanes: int) -> int:
     return _divisor(extent, lanes)
 
 
+def _widths(extent: int, lanes: int, tile: int) -> list[int]:
+    """Return how much of an axis to take at once: the rule's first, then other whole registers."""
+    others = [count * lanes for count in (1, 2, 3, 4, 6, 8) if count <= tile]
+    return [_width(extent, lanes), *(size for size in others if extent % size == 0)]
+
+
+def _heights(extent: int, rows: int) -> list[int]:
+    """Return how many rows to keep in registers: as many as there is room for, then others."""
+    most = _divisor(extent, rows)
+    others = [size for size in range(1, min(extent, 2 * rows) + 1) if extent % size == 0]
+    return [most, *reversed(others)]
+
+
+def _at_once(extent: int) -> list[int]:
+    """Return how many terms of a sum to write out."""
+    return [1, *(size for size in (2, 4, 8, 3, 5, 7) if extent % size == 0 and size <= extent)]
+
+
 def _order_map(plan: Any, block: Any, lanes: int) -> None:
     """Order a block without a sum: vectors along the last axis, threads over the rest."""
     loops = plan.get_loops(block)
@@ -143,7 +186,7 @@ def _order_map(plan: Any, block: Any, lanes: int) -> None:
         plan.parallel(fused)
 
 
-def _order_sum(plan: Any, block: Any, lanes: int, tile: int) -> set[str]:
+def _order_sum(plan: Any, block: Any, lanes: int, tile: int, choices: Choices) -> set[str]:
     """Order a sum and the step after it; return the names of the blocks that are done."""
     loops = plan.get_loops(block)
     kinds = _kinds(plan, block)
@@ -152,6 +195,7 @@ def _order_sum(plan: Any, block: Any, lanes: int, tile: int) -> set[str]:
     total = 1
     for loop in loops:
         total *= _size(plan, loop)
+    choices.work += total
     name = plan.get(block).name_hint
     if not space:
         return {name}
@@ -159,15 +203,24 @@ def _order_sum(plan: Any, block: Any, lanes: int, tile: int) -> set[str]:
     inner = []
     outer = list(space)
     if along is not None:
-        width = _width(_size(plan, space[along]), lanes)
+        width = choices.pick(_widths(_size(plan, space[along]), lanes, tile))
         outer[along], vector = plan.split(space[along], factors=[None, width])
-        rows = tile * lanes // max(width, lanes)
+        rows = max(1, tile * lanes // max(width, lanes))
         if across is not None:
-            height = _divisor(_size(plan, space[across]), rows)
+            height = choices.pick(_heights(_size(plan, space[across]), rows))
             outer[across], row = plan.split(space[across], factors=[None, height])
             inner.append(row)
         inner.append(vector)
+        if choices.pick([False, True]):
+            # what is loaded for one part of the last axis serves all of the image
+            outer.insert(0, outer.pop(along))
+    if len(terms) > 1 and choices.pick([False, True]):
+        terms.insert(0, terms.pop())
+    at_once = choices.pick(_at_once(_size(plan, terms[-1])))
     plan.reorder(*outer, *terms, *inner)
+    if at_once > 1:
+        terms[-1], few = plan.split(terms[-1], factors=[None, at_once])
+        plan.unroll(few)
     fused = plan.fuse(*outer)
     done = {name}
     after = plan.get_consumers(block)

@@ -115,7 +115,7 @@ def test_a_library_of_the_other_machine(
         assert y.shape == (3, 24)
         np.testing.assert_allclose(y.sum(axis=1), 1, rtol=1e-5)
     else:
-        with pytest.raises(UnavailableError, match="this (machine|processor)"):
+        with pytest.raises(UnavailableError, match=r"this (machine|processor)"):
             bench.load()
 
 
