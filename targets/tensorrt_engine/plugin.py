@@ -230,6 +230,8 @@ def prepare(model: onnx.ModelProto, inputs: tuple[TensorSpec, ...], precision: s
     if precision == "fp32":
         return ["quantised parts of the model run in int8"] if quantised else []
     phase(f"typing the graph in {precision}")
+    if precision == "bf16":
+        narrowing.lift(model)
     changed = narrowing.narrow(model, precision)
     total = sum(node.op_type in narrowing.PRODUCTS for node in model.graph.node)
     if not changed:

@@ -154,6 +154,29 @@ def test_bf16(build: Any) -> None:
     assert 1e-4 < np.abs(actual - expected).max() < 5e-2 * np.abs(expected).max()
 
 
+def test_convolutions_in_bf16_are_lifted_to_the_opset_that_has_them(convolutions: Any) -> None:
+    x = np.random.default_rng(0).normal(size=(1, 16, 20, 36)).astype(np.float32)
+    expected = _run(convolutions, {"x": x})["y"]
+    model = onnx.ModelProto()
+    model.CopyFrom(convolutions)
+    assert plugin.prepare(model, signature_of(model).inputs, "bf16")[0].startswith("3 of 3")
+    _well_typed(model)
+    assert [opset.version for opset in model.opset_import] == [22]
+    # the weights alone are rounded here: no runtime at hand convolves in bf16
+    narrowed = {tensor.name: tensor for tensor in model.graph.initializer}
+    whole = {tensor.name: tensor for tensor in convolutions.graph.initializer}
+    rounded = onnx.ModelProto()
+    rounded.CopyFrom(convolutions)
+    for tensor in rounded.graph.initializer:
+        values = onnx.numpy_helper.to_array(narrowed[f"{tensor.name}_bf16"]).astype(np.float32)
+        np.testing.assert_allclose(
+            values, onnx.numpy_helper.to_array(whole[tensor.name]), rtol=2**-8
+        )
+        tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    error = np.abs(_run(rounded, {"x": x})["y"] - expected).max()
+    assert 0 < error < 5e-2 * np.abs(expected).max()
+
+
 @given(stn.arrays(np.float32, 20, elements=st.floats(width=32)))
 def test_rounding_to_bfloat16(values: Any) -> None:
     import ml_dtypes
