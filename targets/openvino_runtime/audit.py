@@ -124,10 +124,10 @@ def precision_notes(
             )
         return notes
     if not counts[precision]:
-        instead = next((word for word in ("bf16", "fp16") if counts[word]), "float32")
+        instead = next((word for word in ("bf16", "fp16") if counts[word]), "fp32")
         raise UnsupportedError(
-            f"OpenVINO computes {precision} as {instead} on this processor: it would take no effect",
-            hint=f"use --precision {'fp32' if instead == 'float32' else instead}",
+            f"OpenVINO runs no operation in {precision} here ({ran}): it would take no effect",
+            hint=f"use --precision {instead}",
         )
     said = f"{counts[precision]} of {total} operations run in {precision}, the others in their own type"
     notes = [f"{said} ({ran})"]

@@ -206,7 +206,7 @@ def _check_hardware(request: CompileRequest) -> None:
     if there not in known:
         raise UnsupportedError(
             f"OpenVINO's device {request.device} does not exist for {there} ({name})",
-            hint=f"it exists for {', '.join(known)}; tvm and iree compile for others",
+            hint=f"it exists for {', '.join(known)}; take a target that compiles for {there}",
         )
     if request.precision not in ("fp32", "int8") and request.device not in ("gpu", "npu"):
         raise UnsupportedError(

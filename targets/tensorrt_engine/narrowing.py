@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from deploykit.onnx_graph import every_node
+from deploykit.onnx_opset import STANDARD, opset_of, upgrade
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 PREFIX = "deploykit_cast_"
 """Of the names of casts that were put in."""
+
+WITH_BFLOAT16 = 22
+"""The opset since which convolutions and poolings take bfloat16."""
 
 LARGEST = {"fp16": 65504.0, "bf16": float("inf")}
 
@@ -45,6 +49,33 @@ def narrow(model: onnx.ModelProto, precision: str) -> int:
     element = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}[precision]
     rewriting = _Rewriting(model, precision, element)
     return rewriting.run()
+
+
+def lift(model: onnx.ModelProto) -> None:
+    """Bring `model`, in place, to the opset in which all that is to be narrowed takes bfloat16.
+
+    Convolutions do since 22, matrix products since 13. Raises UnsupportedError where ONNX's own
+    converter cannot get there.
+    """
+    from onnx import defs
+
+    own = opset_of(model)
+    kinds = {node.op_type for node in model.graph.node if node.domain in STANDARD}
+    for kind in kinds & (PRODUCTS | BETWEEN):
+        schema = defs.get_schema(kind, own, "")
+        newest = defs.get_schema(kind, min(WITH_BFLOAT16, defs.onnx_opset_version()), "")
+        if not _takes_bfloat16(schema) and _takes_bfloat16(newest):
+            lifted, _ = upgrade(model, WITH_BFLOAT16)
+            model.CopyFrom(lifted)
+            return
+
+
+def _takes_bfloat16(schema: onnx.defs.OpSchema) -> bool:
+    return any(
+        "tensor(bfloat16)" in constraint.allowed_type_strs
+        for constraint in schema.type_constraints
+        if "tensor(float)" in constraint.allowed_type_strs
+    )
 
 
 def _types(model: onnx.ModelProto) -> dict[str, int]:
@@ -118,7 +149,7 @@ class _Rewriting:
         return products
 
     def _chosen(self, node: onnx.NodeProto) -> bool:
-        if node.op_type not in PRODUCTS | BETWEEN or node.domain not in ("", "ai.onnx"):
+        if node.op_type not in PRODUCTS | BETWEEN or node.domain not in STANDARD:
             return False
         if any(self.types.get(name, 0) == 0 for name in (*node.input, *node.output) if name):
             return False  # a type that cannot be told

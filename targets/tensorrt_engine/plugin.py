@@ -153,17 +153,15 @@ def compile(request: CompileRequest) -> CompileResult:
         )
     payload = Path(request.payload)
     _replace(payload / PLAN, plan)
-    build = Build(
-        tensorrt=trt.__version__, gpu=gpu.name, capability=gpu.capability, nodes=tuple(nodes)
-    )
+    made_with = {"tensorrt": trt.__version__, "gpu": gpu.name, "capability": gpu.capability}
+    build = Build(**made_with, nodes=tuple(nodes))
     text = json.dumps(to_json(build), indent=1, sort_keys=True) + "\n"
     _replace(payload / BUILD, text.encode())
-    notes.append(_where_note(gpu, settings))
     return CompileResult(
         signature=Signature(inputs=inputs, outputs=_outputs(request.signature.outputs, shapes)),
         settings=settings,
         versions=_versions(trt),
-        notes=tuple(notes),
+        notes=(*notes, _where_note(gpu, settings)),
     )
 
 
@@ -230,6 +228,8 @@ def prepare(model: onnx.ModelProto, inputs: tuple[TensorSpec, ...], precision: s
     if precision == "fp32":
         return ["quantised parts of the model run in int8"] if quantised else []
     phase(f"typing the graph in {precision}")
+    if precision == "bf16":
+        narrowing.lift(model)
     changed = narrowing.narrow(model, precision)
     total = sum(node.op_type in narrowing.PRODUCTS for node in model.graph.node)
     if not changed:

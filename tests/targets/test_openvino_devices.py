@@ -392,8 +392,8 @@ def test_onnx_nodes_of_layers(audit: Any, layers: str, nodes: tuple[str, ...]) -
     ("precision", "ran", "halves", "said"),
     [
         ("fp32", {"fp32": 3, "bf16": 1}, False, "although fp32"),
-        ("fp16", {"fp32": 3, "bf16": 1}, False, "fp16 as bf16"),
-        ("fp16", {"fp32": 3}, False, "fp16 as float32"),
+        ("fp16", {"fp32": 3, "bf16": 1}, False, "in fp16 here .3 in fp32, 1 in bf16."),
+        ("fp16", {"fp32": 3}, False, "in fp16 here .3 in fp32."),
         ("int8", {"fp32": 3, "uint8": 2}, False, "no operation"),
     ],
 )

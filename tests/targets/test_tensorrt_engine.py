@@ -6,10 +6,9 @@ compute says nothing of TensorRT, only of what we pass to it and make of its ans
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import json
-import warnings
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,13 +16,8 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as stn
 from onnx import TensorProto
-from onnx.reference import ReferenceEvaluator
 
 from deploykit import environments, plugins
 from deploykit.errors import (
@@ -48,6 +42,7 @@ from deploykit.protocol import (
 from deploykit.steps import Worker
 from deploykit.system_libraries import missing_libraries
 from deploykit.tensors import write_tensors
+from tests.targets.tensorrt_doubles import DriverDouble, TensorrtDouble, engine_double
 
 FLOAT = TensorProto.FLOAT
 ENGINE = "deploykit._plugins.targets.tensorrt_engine"
@@ -55,99 +50,13 @@ building = importlib.import_module(f"{ENGINE}.building")
 cuda = importlib.import_module(f"{ENGINE}.cuda")
 inference = importlib.import_module(f"{ENGINE}.inference")
 layers = importlib.import_module(f"{ENGINE}.layers")
-narrowing = importlib.import_module(f"{ENGINE}.narrowing")
 plugin = importlib.import_module(f"{ENGINE}.plugin")
-sizes = importlib.import_module(f"{ENGINE}.sizes")
 
 H100 = cuda.Gpu(name="NVIDIA H100 80GB HBM3", capability=(9, 0), memory_bytes=1 << 36)
 T4 = cuda.Gpu(name="Tesla T4", capability=(7, 5), memory_bytes=1 << 34)
 
 
 # what is missing
-
-
-class DriverDouble:
-    """The calls of `libcuda.so.1`, on ordinary memory."""
-
-    def __init__(self, *, status: int = 0, count: int = 1, full: bool = False) -> None:
-        self.status = status
-        self.count = count
-        self.full = full
-        self.blocks: dict[int, Any] = {}
-
-    def cuInit(self, _flags: Any) -> int:
-        return self.status
-
-    def cuGetErrorName(self, status: Any, name: Any) -> int:
-        words = {100: b"CUDA_ERROR_NO_DEVICE", 2: b"CUDA_ERROR_OUT_OF_MEMORY"}
-        if status.value not in words:
-            return 1
-        name._obj.value = words[status.value]
-        return 0
-
-    def cuDeviceGetCount(self, count: Any) -> int:
-        count._obj.value = self.count
-        return 0
-
-    def cuDeviceGet(self, device: Any, number: Any) -> int:
-        device._obj.value = number.value
-        return 0
-
-    def cuDeviceGetName(self, name: Any, _size: Any, _device: Any) -> int:
-        name.value = b"A double"
-        return 0
-
-    def cuDeviceTotalMem_v2(self, size: Any, _device: Any) -> int:
-        size._obj.value = 1 << 33
-        return 0
-
-    def cuDeviceGetAttribute(self, value: Any, attribute: Any, _device: Any) -> int:
-        value._obj.value = {75: 8, 76: 6}[attribute.value]
-        return 0
-
-    def cuDriverGetVersion(self, version: Any) -> int:
-        version._obj.value = 12080
-        return 0
-
-    def cuDevicePrimaryCtxRetain(self, context: Any, _device: Any) -> int:
-        context._obj.value = 1
-        return 0
-
-    def cuCtxSetCurrent(self, _context: Any) -> int:
-        return 0
-
-    def cuStreamCreate(self, stream: Any, _flags: Any) -> int:
-        stream._obj.value = 7
-        return 0
-
-    def cuStreamSynchronize(self, _stream: Any) -> int:
-        return 0
-
-    def cuStreamDestroy_v2(self, _stream: Any) -> int:
-        return 0
-
-    def cuMemAlloc_v2(self, address: Any, size: Any) -> int:
-        assert size.value > 0
-        if self.full:
-            return 2
-        block = ctypes.create_string_buffer(size.value)
-        address._obj.value = ctypes.addressof(block)
-        self.blocks[address._obj.value] = block
-        return 0
-
-    def cuMemFree_v2(self, address: Any) -> int:
-        del self.blocks[address.value]
-        return 0
-
-    def cuMemcpyHtoDAsync_v2(self, to: Any, source: Any, size: Any, _stream: Any) -> int:
-        assert size.value <= len(self.blocks[to.value])
-        ctypes.memmove(to.value, source.value, size.value)
-        return 0
-
-    def cuMemcpyDtoHAsync_v2(self, to: Any, source: Any, size: Any, _stream: Any) -> int:
-        assert size.value <= len(self.blocks[source.value])
-        ctypes.memmove(to.value, source.value, size.value)
-        return 0
 
 
 def test_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,7 +86,7 @@ def test_a_driver_without_a_gpu(
 
 def test_a_gpu_without_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "_library", DriverDouble)
-    monkeypatch.setitem(__import__("sys").modules, "tensorrt", None)
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
     (found,) = plugin.probe()
     assert not found.available
     assert "tensorrt-cu12" in found.detail
@@ -185,9 +94,7 @@ def test_a_gpu_without_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_gpu_with_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "_library", DriverDouble)
-    monkeypatch.setitem(
-        __import__("sys").modules, "tensorrt", SimpleNamespace(__version__="11.4.0.106")
-    )
+    monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__="11.4.0.106"))
     (found,) = plugin.probe()
     assert found.available
     assert found.detail == "A double (sm_86), driver for CUDA 12.8"
@@ -198,212 +105,6 @@ def test_memory_of_the_gpu_that_is_full() -> None:
     driver = cuda.Driver(library=DriverDouble(full=True))
     with pytest.raises(MemoryError, match="CUDA_ERROR_OUT_OF_MEMORY"):
         driver.allocate(8)
-
-
-# sizes
-
-
-def _spec(name: str, *shape: Any) -> TensorSpec:
-    return TensorSpec(name=name, dtype="float32", shape=shape)
-
-
-def test_profiles_of_a_sequence_and_of_an_image() -> None:
-    inputs = (_spec("ids", "batch", "length"), _spec("mask", "batch", "length"), _spec("one", 1))
-    found = sizes.ranges(inputs, "")
-    assert {name: str(each) for name, each in found.items()} == {
-        "batch": "1:1:32",
-        "length": "1:128:512",
-    }
-    assert sizes.profile(inputs, found) == {
-        "ids": ((1, 1), (1, 128), (32, 512)),
-        "mask": ((1, 1), (1, 128), (32, 512)),
-    }
-    image = (_spec("x", None, 3, "height", "width"),)
-    with pytest.raises(UnsupportedError, match="height, width") as raised:
-        sizes.ranges(image, "")
-    assert "tensorrt.axes=height=64:224:512,width=64:224:512" in raised.value.hint
-    found = sizes.ranges(image, "x:0=1:4:8, height=32:64:96,width=32:64:128")
-    assert sizes.profile(image, found) == {"x": ((1, 3, 32, 32), (4, 3, 64, 64), (8, 3, 96, 128))}
-
-
-def test_fixed_sizes_need_no_profile() -> None:
-    assert sizes.ranges((_spec("x", 1, 3, 8, 8), _spec("s")), "") == {}
-    assert sizes.profile((_spec("x", 1, 3, 8, 8), _spec("s")), {}) == {}
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("batch", "cannot read `batch`"),
-        ("batch=1:2", "cannot read"),
-        ("batch=1:x:2", "cannot read"),
-        ("batch=-1:2:3", "cannot read"),
-        ("batch=0:1:2", "makes no sense"),
-        ("batch=2:1:3", "makes no sense"),
-        ("batch=1:3:2", "makes no sense"),
-        ("batch=1:1:1,batch=1:1:1", "makes no sense"),
-        ("rows=1:1:1", "no dynamic axis"),
-    ],
-)
-def test_bounds_that_cannot_be(text: str, said: str) -> None:
-    with pytest.raises(UsageError) as raised:
-        sizes.read_ranges(text, ("batch",))
-    assert said.removeprefix("no ") in raised.value.message
-
-
-@given(st.text(alphabet="batch=:,0129 x"))
-def test_any_text_of_bounds_is_read_or_refused(text: str) -> None:
-    try:
-        found = sizes.read_ranges(text, ("batch", "x:0"))
-    except UsageError:
-        return
-    assert all(1 <= each.least <= each.best <= each.most for each in found.values())
-
-
-def test_an_input_of_unknown_rank_is_refused() -> None:
-    with pytest.raises(UnsupportedError, match="how many axes"):
-        sizes.ranges((TensorSpec(name="x", dtype="float32", shape=None),), "")
-
-
-# precision
-
-
-def _run(model: onnx.ModelProto, feed: dict[str, Any]) -> dict[str, Any]:
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    names = [value.name for value in session.get_outputs()]
-    return dict(zip(names, session.run(names, feed), strict=True))
-
-
-def _well_typed(model: onnx.ModelProto) -> None:
-    onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
-
-
-@pytest.mark.parametrize(
-    "name", ["dtln_1", "optimum_tiny_bert", "ultraface_slim320_simplified", "xdl_dnn"]
-)
-def test_real_models_in_fp16(golden: Callable[[str], Any], name: str) -> None:
-    case = golden(name)
-    model = onnx.load(case.path)
-    before = signature_of(model)
-    total = sum(node.op_type in narrowing.PRODUCTS for node in model.graph.node)
-    plugin.prepare(model, before.inputs, "fp16")
-    _well_typed(model)
-    assert signature_of(model) == before
-    typed = onnx.shape_inference.infer_shapes(model).graph
-    types = {value.name: value.type.tensor_type.elem_type for value in typed.value_info}
-    types |= {tensor.name: tensor.data_type for tensor in model.graph.initializer}
-    products = [node for node in model.graph.node if node.op_type in narrowing.PRODUCTS]
-    assert len(products) == total
-    for node in products:
-        assert {types[each] for each in node.input if each} == {TensorProto.FLOAT16}, node.name
-    actual = _run(model, case.feed)
-    for output, expected in case.outputs.items():
-        error = np.abs(actual[output].astype(np.float64) - expected).max()
-        assert 0 < error <= 1e-2 * np.abs(expected).max(), (output, error)
-
-
-def test_bf16(build: Any) -> None:
-    source = np.random.default_rng(1)
-    weight = source.normal(size=(8, 6)).astype(np.float32)
-    model = build(
-        [("MatMul", ["x", "w"], ["m"], {}), ("Relu", ["m"], ["y"], {})],
-        [("x", FLOAT, [3, 8])],
-        [("y", FLOAT, [3, 6])],
-        {"w": weight},
-    )
-    notes = plugin.prepare(model, signature_of(model).inputs, "bf16")
-    assert notes == ["1 of 1 convolutions and matrix products run in bf16"]
-    _well_typed(model)
-    assert [tensor.data_type for tensor in model.graph.initializer] == [TensorProto.BFLOAT16]
-    x = source.normal(size=(3, 8)).astype(np.float32)
-    actual: Any = ReferenceEvaluator(model).run(None, {"x": x})[0]  # type: ignore[index]
-    expected = np.maximum(x @ weight, 0)
-    assert actual.dtype == np.float32
-    assert 1e-4 < np.abs(actual - expected).max() < 5e-2 * np.abs(expected).max()
-
-
-@given(stn.arrays(np.float32, 20, elements=st.floats(width=32)))
-def test_rounding_to_bfloat16(values: Any) -> None:
-    import ml_dtypes
-
-    mine = narrowing.bfloat16_bits(values).view(ml_dtypes.bfloat16).astype(np.float32)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of infinities, which are meant
-        theirs = values.astype(ml_dtypes.bfloat16).astype(np.float32)
-    np.testing.assert_array_equal(mine, theirs)
-
-
-def test_what_fp16_cannot_hold_stays_in_float32(build: Any) -> None:
-    model = build(
-        [
-            ("Mul", ["x", "huge"], ["far"], {}),
-            ("MatMul", ["x", "w"], ["m"], {}),
-            ("Add", ["m", "far"], ["y"], {}),
-        ],
-        [("x", FLOAT, [2, 2])],
-        [("y", FLOAT, [2, 2])],
-        {"huge": np.array(1e6, np.float32), "w": np.eye(2, dtype=np.float32)},
-    )
-    plugin.prepare(model, signature_of(model).inputs, "fp16")
-    _well_typed(model)
-    kinds = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
-    assert kinds["huge"] == TensorProto.FLOAT
-    x = np.full((2, 2), 0.01, np.float32)
-    np.testing.assert_allclose(_run(model, {"x": x})["y"], x * 1e6 + x, rtol=1e-3)
-
-
-def test_values_that_a_branch_reads_stay_in_float32(build: Any) -> None:
-    value = onnx.helper.make_tensor_value_info
-    branch = onnx.helper.make_graph(
-        [onnx.helper.make_node("Exp", ["m"], ["e"])], "then", [], [value("e", FLOAT, [2, 2])]
-    )
-    other = onnx.helper.make_graph(
-        [onnx.helper.make_node("Identity", ["m"], ["i"])], "else", [], [value("i", FLOAT, [2, 2])]
-    )
-    model = build(
-        [
-            ("MatMul", ["x", "w"], ["m"], {}),
-            ("If", ["c"], ["y"], {"then_branch": branch, "else_branch": other}),
-        ],
-        [("x", FLOAT, [2, 2]), ("c", TensorProto.BOOL, [])],
-        [("y", FLOAT, [2, 2])],
-        {"w": np.eye(2, dtype=np.float32)},
-    )
-    plugin.prepare(model, signature_of(model).inputs, "fp16")
-    _well_typed(model)
-    x = np.ones((2, 2), np.float32)
-    actual = _run(model, {"x": x, "c": np.array(True)})["y"]
-    np.testing.assert_allclose(actual, np.exp(x), rtol=1e-3)
-
-
-@pytest.mark.parametrize("precision", ["fp16", "bf16"])
-def test_a_precision_without_effect_is_refused(build: Any, precision: str) -> None:
-    model = build([("Exp", ["x"], ["y"], {})], [("x", FLOAT, [4])], [("y", FLOAT, [4])])
-    with pytest.raises(UnsupportedError, match="no effect"):
-        plugin.prepare(model, signature_of(model).inputs, precision)
-
-
-def test_int8_comes_from_the_model(build: Any) -> None:
-    model = build([("Relu", ["x"], ["y"], {})], [("x", FLOAT, [4])], [("y", FLOAT, [4])])
-    with pytest.raises(UnsupportedError, match="not quantised") as raised:
-        plugin.prepare(model, signature_of(model).inputs, "int8")
-    assert "QuantizeLinear" in raised.value.hint
-    ends = ["s", "z"]
-    model = build(
-        [
-            ("QuantizeLinear", ["x", *ends], ["q"], {}),
-            ("DequantizeLinear", ["q", *ends], ["y"], {}),
-        ],
-        [("x", FLOAT, [4])],
-        [("y", FLOAT, [4])],
-        {"s": np.array(0.1, np.float32), "z": np.array(0, np.int8)},
-    )
-    assert "int8" in plugin.prepare(model, signature_of(model).inputs, "int8")[0]
-    assert "int8" in plugin.prepare(model, signature_of(model).inputs, "fp32")[0]
 
 
 # requests that are refused before a GPU is looked for
@@ -614,70 +315,18 @@ def test_layers_as_the_inspector_tells_them() -> None:
 # a session on doubles
 
 
-class ContextDouble:
-    """An execution context that computes `total` and, of a size that follows from it, `positive`."""
-
-    def __init__(self) -> None:
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self.addresses: dict[str, int] = {}
-        self.allocators: dict[str, Any] = {}
-
-    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-        self.shapes[name] = shape
-        return all(size <= 4 for size in shape)
-
-    def infer_shapes(self) -> list[str]:
-        return [name for name in ("x", "scale") if name not in self.shapes]
-
-    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        return {"total": self.shapes["x"], "positive": (-1,)}[name]
-
-    def set_tensor_address(self, name: str, address: int) -> bool:
-        self.addresses[name] = address
-        return True
-
-    def set_output_allocator(self, name: str, allocator: Any) -> bool:
-        self.allocators[name] = allocator
-        return True
-
-    def _at(self, name: str, shape: tuple[int, ...]) -> Any:
-        count = int(np.prod(shape, dtype=int))
-        floats: Any = (ctypes.c_float * count).from_address(self.addresses[name])
-        return np.frombuffer(floats, np.float32).reshape(shape)
-
-    def execute_async_v3(self, stream: int) -> bool:
-        assert stream == 7
-        x, scale = self._at("x", self.shapes["x"]), self._at("scale", ())
-        self._at("total", self.shapes["x"])[...] = x * scale
-        positive = x[x > 0]
-        allocator = self.allocators["positive"]
-        self.addresses["positive"] = allocator.reallocate_output(
-            "positive", 0, positive.nbytes, 256
-        )
-        self._at("positive", positive.shape)[...] = positive
-        allocator.notify_shape("positive", positive.shape)
-        return True
+def _spec(name: str, *shape: Any) -> TensorSpec:
+    return TensorSpec(name=name, dtype="float32", shape=shape)
 
 
 def _session() -> tuple[Any, DriverDouble]:
-    host, device = object(), object()
-    trt = SimpleNamespace(
-        TensorLocation=SimpleNamespace(HOST=host), IOutputAllocator=type("IOutputAllocator", (), {})
-    )
-    names = ["x", "scale", "total", "positive"]
-    engine = SimpleNamespace(
-        create_execution_context=ContextDouble,
-        num_io_tensors=len(names),
-        get_tensor_name=names.__getitem__,
-        get_tensor_location=lambda name: host if name == "scale" else device,
-    )
     signature = Signature(
         inputs=(_spec("unread", 2), _spec("x", "n", 2), _spec("scale")),
         outputs=(_spec("positive", None), _spec("total", "n", 2)),
     )
     double = DriverDouble()
     driver = cuda.Driver(library=double)
-    return inference.TensorrtSession(trt, driver, engine, signature), double
+    return inference.TensorrtSession(TensorrtDouble(), driver, engine_double(), signature), double
 
 
 def _feed(rows: int) -> dict[str, Any]:
@@ -713,6 +362,141 @@ def test_sizes_that_the_engine_was_not_built_for() -> None:
     with pytest.raises(UsageError, match="`x` of 5x2") as raised:
         session.run(_feed(5))
     assert "axes" in raised.value.hint
+
+
+# compiled and loaded, on doubles
+
+
+@pytest.fixture
+def product(build: Any, tmp_path: Path) -> Path:
+    """The model whose engine `ContextDouble` stands for."""
+    model = build(
+        [
+            ("Mul", ["x", "scale"], ["total"], {"name": "product"}),
+            ("Greater", ["x", "zero"], ["over"], {}),
+            ("Reshape", ["over", "flat"], ["which"], {}),
+            ("Compress", ["x", "which"], ["positive"], {}),
+        ],
+        [("unread", FLOAT, [2]), ("x", FLOAT, ["n", 2]), ("scale", FLOAT, [])],
+        [("positive", FLOAT, ["found"]), ("total", FLOAT, ["n", 2])],
+        {"zero": np.array(0, np.float32), "flat": np.array([-1])},
+    )
+    path = tmp_path / "product.onnx"
+    onnx.save(model, path)
+    return path
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., TensorrtDouble]:
+    """Put doubles in place of driver and TensorRT; returns the latter."""
+    monkeypatch.setattr(cuda, "_library", DriverDouble)
+    monkeypatch.setenv("DEPLOYKIT_HOME", str(tmp_path / "home"))
+
+    def make(**more: Any) -> TensorrtDouble:
+        double = TensorrtDouble(**more)
+        monkeypatch.setitem(sys.modules, "tensorrt", double)
+        return double
+
+    return make
+
+
+def _load_request(request: CompileRequest, result: CompileResult) -> LoadRequest:
+    return LoadRequest(
+        payload=request.payload,
+        signature=result.signature,
+        device="gpu",
+        precision=request.precision,
+        settings=result.settings,
+    )
+
+
+def test_an_engine_is_built_and_run(
+    machine: Callable[..., TensorrtDouble], product: Path, tmp_path: Path
+) -> None:
+    double = machine()
+    payload = tmp_path / "payload"
+    payload.mkdir()
+    settings = {"axes": "n=1:2:4", "workspace": "64", "optimization": "5"}
+    request = _request(product, payload, settings=settings)
+    result = plugin.compile(request)
+    assert sorted(path.name for path in payload.iterdir()) == ["build.json", "model.plan"]
+    assert double.network_flags == 2
+    assert double.shapes == {"x": ((1, 2), (2, 2), (4, 2))}
+    assert double.config.flags == set(), "fp32 shall be fp32"
+    assert double.config.limits == {"WORKSPACE": 64 << 20}
+    assert [spec.shape for spec in result.signature.outputs] == [("found",), ("n", 2)]
+    assert result.settings == {**plugin.settings_in_force({}), **settings}
+    assert any("n=1:2:4" in note for note in result.notes)
+    product.unlink()
+    session = plugin.load(_load_request(request, result))
+    actual = session.run(_feed(3))
+    np.testing.assert_array_equal(actual["total"], _feed(3)["x"] * 3)
+    assert double.host_code == [False]
+    write_tensors(tmp_path / "feed.npz", _feed(3))
+    (run,) = plugin.operators(
+        OperatorsRequest(load=_load_request(request, result), feed=str(tmp_path / "feed.npz"))
+    )
+    assert run == OperatorRun(
+        name="product",
+        operator="PointWise",
+        nodes=("product",),
+        device="gpu",
+        precision="fp32",
+        time_us=250.0,
+    )
+
+
+def test_flags_and_timings(
+    machine: Callable[..., TensorrtDouble], product: Path, tmp_path: Path
+) -> None:
+    settings = {"version_compatible": "true", "hardware_compatibility": "ampere"}
+    for number, expected in ((0, b"timing;"), (1, b"timing;timing;")):
+        double = machine()
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        request = _request(product, folder, precision="tf32", settings=settings)
+        result = plugin.compile(request)
+        assert double.config.flags == {"TF32", "VERSION_COMPATIBLE"}
+        assert getattr(double.config, "hardware_compatibility_level") == "AMPERE_PLUS"  # noqa: B009
+        (cache,) = (tmp_path / "home" / "tensorrt").iterdir()
+        assert cache.read_bytes() == expected
+    plugin.load(_load_request(request, result))
+    assert double.host_code == [True]
+    cache.write_bytes(b"damaged")
+    machine()
+    plugin.compile(request)
+    assert cache.read_bytes() == b"timing;"
+    double = machine()
+    cache.unlink()
+    plugin.compile(_request(product, folder, settings={"timing_cache": "false"}))
+    assert not cache.exists()
+    with pytest.raises(UnsupportedError, match="SAME_COMPUTE_CAPABILITY"):
+        plugin.compile(_request(product, folder, settings={"hardware_compatibility": "same"}))
+
+
+def test_what_tensorrt_cannot_take_is_named(
+    machine: Callable[..., TensorrtDouble], product: Path, tmp_path: Path
+) -> None:
+    machine(lacks="Compress")
+    with pytest.raises(UnsupportedError, match="no importer") as raised:
+        plugin.compile(_request(product, tmp_path))
+    assert raised.value.operators == ("Compress",)
+    machine(plan=None)
+    with pytest.raises(UnsupportedError, match="for layer product"):
+        plugin.compile(_request(product, tmp_path))
+
+
+def test_a_plan_that_tensorrt_refuses(
+    machine: Callable[..., TensorrtDouble], product: Path, tmp_path: Path
+) -> None:
+    machine()
+    payload = tmp_path / "payload"
+    payload.mkdir()
+    request = _request(product, payload)
+    load = _load_request(request, plugin.compile(request))
+    (payload / "model.plan").write_bytes(b"cut off")
+    with pytest.raises(UnavailableError, match="refuses the engine"):
+        plugin.load(load)
 
 
 # on a GPU
