@@ -158,9 +158,8 @@ def load(request: LoadRequest) -> OrtSession:
     """
     settings = in_force(request.settings, SETTINGS, plugin="onnxruntime")
     phase("loading")
-    return OrtSession(
-        _open_payload(request, _options(request.threads, settings)), request.signature
-    )
+    session = _open_payload(request, _options(request.threads, settings))
+    return OrtSession(session, request.signature, request.device)
 
 
 def operators(request: OperatorsRequest) -> tuple[OperatorRun, ...]:
