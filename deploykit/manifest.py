@@ -64,8 +64,9 @@ class Manifest:
 
     `settings`, `notes` and `versions` are what the target's `compile` reported. `machine` and
     `system` are the architecture and operating system that the payload needs, in the kernel's words
-    (`x86_64`, `Linux`); `cpu_flags` the instruction sets, where it was compiled for them. `golden`
-    names the files of the pairs; `files` has every file but the manifest itself.
+    (`x86_64`, `Linux`); `cpu_flags` the instruction sets, where it was compiled for them. `placement`
+    says on which devices the operations ran in the proof, empty where the target does not tell.
+    `golden` names the files of the pairs; `files` has every file but the manifest itself.
     """
 
     schema: int = MANIFEST_SCHEMA
