@@ -67,8 +67,9 @@ class Manifest:
     `settings`, `notes` and `versions` are what the target's `compile` reported. `machine` and
     `system` are the architecture and operating system that the payload needs, in the kernel's words
     (`x86_64`, `Linux`), or `any`; `cpu_flags` the instruction sets, where it was compiled for them.
-    `hardware` names the profile that it was compiled for. `golden` names the files of the pairs;
-    `files` has every file but the manifest itself.
+    `hardware` names the profile that it was compiled for. `placement` says on which devices the
+    operations ran in the proof, empty where the target does not tell. `golden` names the files of
+    the pairs; `files` has every file but the manifest itself.
     """
 
     schema: int = MANIFEST_SCHEMA

@@ -8,6 +8,7 @@
 # devices = ["cpu", "vulkan", "cuda"]
 # newest_opset = 21
 # functions = ["probe", "compile", "load", "operators"]
+# cross = true
 #
 # [tool.deploykit.settings]
 # opt_level = "O1 (default), O0, O2 or O3: from O2 on it fuses more, which fails on some graphs"

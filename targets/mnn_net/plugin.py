@@ -8,6 +8,7 @@
 # devices = ["cpu"]
 # newest_opset = 21
 # functions = ["probe", "compile", "load", "operators"]
+# cross = true
 #
 # [tool.deploykit.settings]
 # winograd = "auto (default), true or false: faster convolutions that round more; auto: while exact"

@@ -19,6 +19,7 @@
 # devices = ["cpu", "vulkan"]
 # newest_opset = 21
 # functions = ["probe", "compile", "load"]
+# cross = true
 #
 # [tool.deploykit.settings]
 # winograd = "auto (default), true or false: faster convolutions that round more; auto: while exact"

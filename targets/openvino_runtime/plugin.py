@@ -8,6 +8,7 @@
 # devices = ["cpu", "gpu", "npu", "auto", "hetero:*"]
 # newest_opset = 21
 # functions = ["probe", "compile", "load", "operators"]
+# cross = true
 #
 # [tool.deploykit.settings]
 # hint = "latency (default) or throughput: what the runtime plans its threads and streams for"

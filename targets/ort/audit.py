@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import statistics
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 RUNS = 5
 """So many runs are counted, after one that is not."""
+
+ENOUGH_S = 3.0
+"""After so many seconds a second run ends it: a profile of a slow model with loops is large."""
 
 _SUFFIX = "_kernel_time"
 _PRECISIONS = {"float": "fp32", "float16": "fp16", "bfloat16": "bf16"}
@@ -53,8 +57,11 @@ def audit(
     `nodes` are the ONNX nodes behind the names of the optimised graph. Of what a provider compiled
     into one operation, those are its nodes that kept their names.
     """
-    for _ in range(RUNS + 1):
+    begun = time.monotonic()
+    for number in range(RUNS + 1):
         session.run(None, dict(feed))
+        if number and time.monotonic() - begun > ENOUGH_S:
+            break
     events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     compiled = _compiled(session, events, set(nodes))
     return tuple(
@@ -64,9 +71,9 @@ def audit(
             nodes=tuple(compiled.get(key, nodes.get(key[0], []))),
             device=device_of(key[2]),
             precision="" if key in compiled else precision,
-            time_us=time,
+            time_us=median,
         )
-        for key, (time, precision) in _medians(events).items()
+        for key, (median, precision) in _medians(events).items()
     )
 
 
@@ -101,13 +108,13 @@ def _medians(events: list[dict[str, Any]]) -> dict[Key, tuple[float, str]]:
     operations = _operations(events)
     own = _own_times(operations)
     current = 0
-    for event, time in sorted(
+    for event, spent_us in sorted(
         zip(operations, own, strict=True), key=lambda item: int(item[0]["ts"])
     ):
         while current + 1 < len(runs) and event["ts"] >= runs[current + 1][0]:
             current += 1
         key = _key(event)
-        spent[current][key] = spent[current].get(key, 0.0) + time
+        spent[current][key] = spent[current].get(key, 0.0) + spent_us
         precisions.setdefault(key, _precision(event))
     counted = spent[1:] or spent
     return {

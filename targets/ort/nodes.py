@@ -22,7 +22,7 @@ FILE = "nodes.json"
 
 # the name of a blocked convolution is its tensor's, of a quantised operator its node's
 _BLOCKED = re.compile(r"(.+)_nchwc(_token_\d+)?$")
-_QUANTISED = re.compile(r"(?:sng_)?(.+?)(?:_token_\d+)?$")
+_QUANTISED = re.compile(r"(.+?)(?:_token_\d+)?$")
 # what is put between operations and computes nothing
 _PASSING = {"ReorderInput", "ReorderOutput", "Transpose", "Cast"}
 

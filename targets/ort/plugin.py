@@ -8,6 +8,7 @@
 # devices = ["cpu", "cuda", "tensorrt", "openvino", "dml", "coreml", "qnn"]
 # newest_opset = 23
 # functions = ["probe", "compile", "load", "operators"]
+# cross = true
 #
 # [tool.deploykit.environments]
 # cuda = ["onnxruntime-gpu[cuda,cudnn]>=1.24; sys_platform != 'darwin'", "onnx>=1.18", "numpy>=1.26"]
@@ -158,9 +159,8 @@ def load(request: LoadRequest) -> OrtSession:
     """
     settings = in_force(request.settings, SETTINGS, plugin="onnxruntime")
     phase("loading")
-    return OrtSession(
-        _open_payload(request, _options(request.threads, settings)), request.signature
-    )
+    session = _open_payload(request, _options(request.threads, settings))
+    return OrtSession(session, request.signature, request.device)
 
 
 def operators(request: OperatorsRequest) -> tuple[OperatorRun, ...]:

@@ -75,30 +75,44 @@ def _translated(error: Exception, path: str, device: str) -> SourceError | Unsup
             f"target onnxruntime has no kernel for operator {operator}: {text}",
             operators=(operator,),
         )
-    if device != "cpu" and re.search(
-        r"Exception during initialization|EP_FAIL|CreateProvider", text
-    ):
-        # the last line is the reason; the others say through which functions it came
-        reason = lines[-1].rpartition("FAIL : ")[2]
-        return UnsupportedError(
-            f"the provider of onnxruntime:{device} cannot compile `{path}`: {reason}",
-            hint="onnxruntime:cpu has a kernel for every operator of ONNX",
-        )
+    inside = r"Exception during initialization|EP_FAIL|CreateProvider"
+    if device != "cpu" and re.search(inside, text):
+        return _provider_fails(error, device)
     return SourceError(f"ONNX Runtime cannot take `{path}`: {text}")
+
+
+def _provider_fails(error: Exception, device: str) -> UnsupportedError:
+    """Return what a provider cannot do; the first lines say through which functions it came."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = re.split(r"FAIL : |Status Message: |\[OpenVINO-EP\] ", lines[-1])[-1]
+    return UnsupportedError(
+        f"the provider of onnxruntime:{device} cannot run the model: {reason}",
+        hint="try onnxruntime:cpu",
+    )
 
 
 class OrtSession:
     """A model in ONNX Runtime."""
 
-    def __init__(self, session: onnxruntime.InferenceSession, signature: Signature) -> None:
+    def __init__(
+        self, session: onnxruntime.InferenceSession, signature: Signature, device: str = "cpu"
+    ) -> None:
         self.inputs = signature.inputs
         self.outputs = signature.outputs
+        self._device = device
         self._names = [spec.name for spec in signature.outputs]
         self._session: onnxruntime.InferenceSession | None = session
 
     def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
         """Return every output by name."""
-        outputs = self._open().run(self._names, feed)
+        from onnxruntime.capi import onnxruntime_pybind11_state as raised
+
+        try:
+            outputs = self._open().run(self._names, feed)
+        except (raised.Fail, raised.EPFail, raised.RuntimeException) as error:
+            if self._device == "cpu":
+                raise
+            raise _provider_fails(error, self._device) from error
         return dict(zip(self._names, outputs, strict=True))
 
     def bind(self, feed: Mapping[str, Array]) -> BoundBuffers | BoundFeed:

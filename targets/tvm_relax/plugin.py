@@ -8,6 +8,7 @@
 # devices = ["cpu", "cuda"]
 # newest_opset = 21
 # functions = ["probe", "compile", "load"]
+# cross = true
 #
 # [tool.deploykit.settings]
 # tune = "seconds to spend on finding better loops than the rule's, 60 by default; 0: none; what was found is kept"

@@ -8,6 +8,7 @@
 # devices = ["wasm", "webgpu"]
 # newest_opset = 23
 # functions = ["probe", "compile", "load"]
+# cross = true
 #
 # [tool.deploykit.settings]
 # optimization = "all (default), extended, basic or none: what ONNX Runtime does to the graph as it loads it"

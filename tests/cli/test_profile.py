@@ -24,6 +24,20 @@ def test_one_that_fails_is_a_row_and_the_exit_code(odd: CommandLine, odd_model: 
     assert odd.left_behind() == []
 
 
+def test_what_ran_elsewhere_is_a_note_or_a_failed_row(odd: CommandLine, odd_model: Path) -> None:
+    strayed = "2 of 4 nodes, 4 % of the time, ran on cpu: NonZero, Resize"
+    arguments: list[str | Path] = ["profile", odd_model, "-t", "odd:strays", "--json", "-q"]
+    arguments += ["--duration", "0.2", "--seeds", "1"]
+    done = odd(*arguments)
+    assert done.code == 0, done.stderr
+    assert strayed in json.loads(done.stdout)["measurements"][0]["notes"]
+    done = odd(*arguments, "--strict-placement")
+    assert done.code == 4
+    (row,) = json.loads(done.stdout)["measurements"]
+    assert row["outcome"] == "unsupported"
+    assert strayed in row["detail"]
+
+
 def test_bundles_as_one_json_document(deploykit: CommandLine, small_bundle: Path) -> None:
     done = deploykit("profile", small_bundle, small_bundle, "--duration", "0.2", "--json", "-q")
     assert (done.code, done.stderr) == (0, "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 
@@ -231,6 +232,11 @@ def test_what_ran_elsewhere_is_noted_and_kept(
     manifest = read_manifest(strayed.folder or "")
     assert manifest.placement == strayed.placement
     assert manifest.notes == strayed.notes
+    path = Path(strayed.folder or "", "manifest.json")
+    older = json.loads(path.read_text())
+    del older["placement"]
+    path.write_text(json.dumps(older))
+    assert read_manifest(path.parent).placement == {}, "bundles of before are still read"
     assert home.notes == ("odd",)
     assert home.placement["cpu"].nodes == 4
     assert home.placement["cpu"].time_share == 1.0

@@ -256,3 +256,34 @@ def test_real_models_lose_no_node(bench: Any, golden: Callable[[str], Any], tmp_
     assert named <= every
     # the rest are shapes and reshapes that ONNX Runtime removed
     assert len(named) >= 0.9 * len(every)
+
+
+def test_quantised_operators_are_told_by_their_names(bench: Any, build: Any) -> None:
+    weights = {
+        "xs": np.array(0.05, np.float32),
+        "ys": np.array(0.1, np.float32),
+        "zero": np.array(128, np.uint8),
+        "wq": np.ones((4, 3, 1, 1), np.uint8),
+    }
+    model = build(
+        [
+            ("QuantizeLinear", ["x", "xs", "zero"], ["xq"], {}),
+            ("DequantizeLinear", ["xq", "xs", "zero"], ["xd"], {}),
+            ("DequantizeLinear", ["wq", "xs", "zero"], ["wd"], {}),
+            ("Conv", ["xd", "wd"], ["c"], {}),
+            ("QuantizeLinear", ["c", "ys", "zero"], ["cq"], {}),
+            ("DequantizeLinear", ["cq", "ys", "zero"], ["y"], {}),
+        ],
+        [("x", FLOAT, [1, 3, 8, 8])],
+        [("y", FLOAT, [1, 4, 8, 8])],
+        weights,
+    )
+    for node in model.graph.node:
+        node.name = f"the {node.output[0]}"
+    bench.compile(model)
+    saved = onnx.load(bench.payload / "model.onnx").graph
+    found = nodes.read(bench.payload)
+    told = {node.op_type: found.get(node.name, []) for node in saved.node}
+    assert "the c" in told["QLinearConv"]
+    every = [name for names in told.values() for name in names]
+    assert sorted(every) == sorted(node.name for node in model.graph.node)

@@ -21,7 +21,7 @@ from deploykit import plugins
 from deploykit.compilation import CompiledBundle
 from deploykit.errors import UnsupportedError
 from deploykit.onnx_file import signature_of
-from deploykit.probing import interpreter
+from deploykit.probing import interpreter, probe
 from deploykit.processor import architecture
 from deploykit.protocol import (
     CompileRequest,
@@ -149,6 +149,9 @@ def test_openvino_leaves_float64_to_the_cpu_and_the_audit_says_so(
             actual = made.session.run(_image(count))["y"]
             expected = _expected(straying, _image(count))
             np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
+            made.session.bind(_image(count))
+            bound = made.session.outputs()["y"]
+            np.testing.assert_allclose(bound, expected, rtol=1e-4, atol=1e-5)
     devices = {name: run.device for run in made.runs for name in run.nodes}
     assert devices["the Conv"] == "openvino"
     assert devices["the Mul"] == "cpu"
@@ -199,6 +202,10 @@ def test_qnn_computes_in_float16_and_leaves_other_operators_to_the_cpu(
     feed["x"][0, 0] = 0
     with qnn.made(model, feed, precision="fp16") as made:
         actual = made.session.run(feed)
+        made.session.bind(feed)
+        bound = made.session.outputs()
+    np.testing.assert_array_equal(bound["y"], actual["y"])
+    np.testing.assert_array_equal(bound["places"], actual["places"])
     expected = _expected(model, feed)
     error = np.abs(actual["y"] - expected).max() / np.abs(expected).max()
     assert 1e-6 < error < 1e-2  # rounded to float16, and no worse than that
@@ -210,7 +217,7 @@ def test_qnn_computes_in_float16_and_leaves_other_operators_to_the_cpu(
 
 @on_x86
 def test_what_qnn_compiled_is_kept_and_loaded(qnn: Provided, golden: Callable[[str], Any]) -> None:
-    case = golden("ultraface_slim320_simplified")
+    case = golden("mnist_conv_o8")
     settings = {"context": "true"}
     with qnn.made(case.path, case.feed, precision="fp16", settings=settings) as made:
         assert [path.name for path in made.payload.iterdir()] == ["model_ctx.onnx"]
@@ -263,3 +270,18 @@ def test_strict_placement_refuses_what_openvino_leaves_to_the_cpu(
         assert session.isolated, "this Python has another ONNX Runtime"
         actual = session.run(_image())["y"]
     np.testing.assert_allclose(actual, _expected(straying, _image()), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("device", ["cuda", "tensorrt"])
+def test_a_gpu_computes_in_float32(device: str, straying: onnx.ModelProto, tmp_path: Path) -> None:
+    answers = {each.device: each for each in probe(plugins.target("onnxruntime"), install=False)}
+    if not answers[device].available:
+        pytest.skip(answers[device].detail)
+    with Provided(device, tmp_path).made(straying, _image()) as made:
+        actual = made.session.run(_image())["y"]
+    expected = _expected(straying, _image())
+    # tf32 would be a hundred times as far away
+    assert np.abs(actual - expected).max() <= 1e-5 * np.abs(expected).max()
+    devices = {name: run.device for run in made.runs for name in run.nodes}
+    assert devices["the Conv"] == device
