@@ -71,7 +71,7 @@ def _numpy_product(rows: int, dtype: str, threads: int) -> tuple[Callable[[], An
 
 
 def _onnxruntime_product(rows: int, dtype: str, threads: int) -> tuple[Callable[[], Any], str]:
-    import onnxruntime  # type: ignore[import-untyped]
+    import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
 
     if dtype == "int8":  # bytes times signed bytes to int32, as quantised networks do

@@ -171,7 +171,7 @@ def flattened_first(model: onnx.ModelProto) -> None:
     }
     names = {*constants, *known, *(name for node in graph.node for name in node.output)}
     flat = next(name for name in (f"flat{'_' * n}" for n in range(99)) if name not in names)
-    nodes = []
+    nodes: list[onnx.NodeProto] = []
     for node in graph.node:
         if node.op_type == "Reshape" and node.input[1] in constants:
             sizes = numpy_helper.to_array(constants[node.input[1]]).tolist()

@@ -99,7 +99,11 @@ def compile(request: CompileRequest) -> CompileResult:
         where = request.hardware.name
         notes.append(f"whether {request.precision} takes effect on {where} shows there")
     return CompileResult(
-        signature=signature, settings=settings, versions=_versions(), notes=tuple(notes)
+        signature=signature,
+        settings=settings,
+        versions=_versions(),
+        notes=tuple(notes),
+        portable=True,
     )
 
 

@@ -117,6 +117,7 @@ def compile(request: CompileRequest) -> CompileResult:
         settings=settings,
         versions=_versions(),
         notes=(*notes, *_precision_notes(request)),
+        portable=True,
     )
 
 

@@ -31,9 +31,6 @@ ARCHIVE = f"{PACKAGE}-{VERSION}.tgz"
 INTEGRITY = "sha512-q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
 SIZE_MB = 33
 
-# what `npm config get registry` says where nobody configured anything
-PUBLIC_REGISTRY = "https://registry.npmjs.org/"
-
 DOWNLOAD_S = 600
 LARGEST_BYTES = 256 * 2**20
 """No file of the package is larger: an archive that says so is not ours."""
@@ -108,7 +105,7 @@ def unpack(path: Path, names: Mapping[str, str], destination: Path) -> None:
 
 
 def registry(environ: Mapping[str, str] = os.environ) -> str:
-    """Return the registry's address with a slash at its end, as npm's configuration names it.
+    """Return the registry's address with a slash at its end, as npm's configuration names it, or "".
 
     Read as npm does: `npm_config_registry`, then `registry` of the user's `.npmrc`, then of the
     global one; https://docs.npmjs.com/cli/v11/using-npm/config.
@@ -121,7 +118,7 @@ def registry(environ: Mapping[str, str] = os.environ) -> str:
         found = _registry_in(path)
         if found:
             return found.rstrip("/") + "/"
-    return PUBLIC_REGISTRY
+    return ""
 
 
 def _registry_in(path: Path) -> str:
@@ -163,6 +160,8 @@ def _pack(npm: str, destination: Path) -> Path:
 
 
 def _download(destination: Path) -> Path:
+    if not registry():
+        raise _not_fetched("npm is not installed, and its configuration names no registry")
     address = f"{registry()}{PACKAGE}/-/{ARCHIVE}"
     path = destination / ARCHIVE
     if not address.startswith("https://"):

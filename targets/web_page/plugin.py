@@ -169,7 +169,11 @@ def compile(request: CompileRequest) -> CompileResult:
     versions = {npm_package.PACKAGE: npm_package.VERSION}
     notes = _try_in_browser(payload, request, versions)
     return CompileResult(
-        signature=signature, settings=settings, versions=versions, notes=(*notes, HEADERS)
+        signature=signature,
+        settings=settings,
+        versions=versions,
+        notes=(*notes, HEADERS),
+        portable=True,
     )
 
 

@@ -18,7 +18,7 @@ from onnx.reference import ReferenceEvaluator
 
 import deploykit as dk
 from deploykit import plugins
-from deploykit.compilation import CompiledBundle
+from deploykit.building import CompiledBundle
 from deploykit.errors import UnsupportedError
 from deploykit.onnx_file import signature_of
 from deploykit.probing import interpreter, probe

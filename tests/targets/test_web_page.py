@@ -151,15 +151,15 @@ def test_what_npm_says_is_told(
 @pytest.mark.parametrize(
     ("variables", "file", "expected"),
     [
-        ({}, "", npm_package.PUBLIC_REGISTRY),
+        ({}, "", ""),
         ({}, "registry = https://a.invalid/x\n", "https://a.invalid/x/"),
         (
             {},
             "# registry=https://no.invalid\nregistry='https://b.invalid/'\n",
             "https://b.invalid/",
         ),
-        ({}, "@scope:registry=https://no.invalid\n", npm_package.PUBLIC_REGISTRY),
-        ({}, "\0\x01[[[", npm_package.PUBLIC_REGISTRY),
+        ({}, "@scope:registry=https://no.invalid\n", ""),
+        ({}, "\0\x01[[[", ""),
         ({"NPM_CONFIG_REGISTRY": "https://c.invalid"}, "registry=x", "https://c.invalid/"),
     ],
 )
