@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +32,7 @@ from deploykit.tensors import write_tensors
 FLOAT = TensorProto.FLOAT
 INT64 = TensorProto.INT64
 PI_5 = Hardware(name="raspberry-pi-5", triple="aarch64-linux-gnu", cpu="cortex-a76")
-NGRAMS = {
-    "mode": "TF",
-    "min_gram_length": 1,
-    "max_gram_length": 1,
-    "max_skip_count": 0,
-    "ngram_counts": [0],
-    "ngram_indexes": [0, 1],
-    "pool_int64s": [2, 3],
-}
+ALIGNED = {"mode": "linear", "coordinate_transformation_mode": "align_corners"}
 pytestmark = pytest.mark.environment
 Feed = dict[str, "np.ndarray[Any, Any]"]
 
@@ -105,7 +97,7 @@ class Target:
 
 
 @pytest.fixture
-def target(tmp_path: Path) -> Iterator[Target]:
+def target(tmp_path: Path) -> Target:
     return Target(tmp_path)
 
 
@@ -140,25 +132,45 @@ def _perceptron(build: Any) -> Any:
 # Refusals.
 
 
+def _one_node(node: Any, inputs: list[Any], output: Any) -> onnx.ModelProto:
+    """Return a model that onnx itself would not check."""
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph([node], "graph", [info(*each) for each in inputs], [info(*output)])
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=8)
+
+
 @pytest.mark.parametrize(
     ("node", "said"),
     [
-        (helper.make_node("Gelu", ["x"], ["y"], domain="com.microsoft"), "com.microsoft.Gelu"),
-        (helper.make_node("TfIdfVectorizer", ["x"], ["y"], **NGRAMS), "TfIdfVectorizer"),
+        (
+            helper.make_node("GridSample", ["x", "grid"], ["y"], "sampler", domain="com.microsoft"),
+            "com.microsoft.GridSample",
+        ),
+        (
+            helper.make_node("GridSample", ["x", "grid"], ["y"], "sampler", mode="bicubic"),
+            "GridSample",
+        ),
     ],
 )
 def test_an_operator_that_it_lacks_is_named(target: Target, node: Any, said: str) -> None:
-    graph = helper.make_graph(
-        [node],
-        "graph",
-        [helper.make_tensor_value_info("x", TensorProto.INT32, [4])],
-        [helper.make_tensor_value_info("y", FLOAT, [None])],
-    )
-    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    inputs = [("x", FLOAT, [1, 1, 4, 4]), ("grid", FLOAT, [1, 2, 2, 2])]
     with pytest.raises(UnsupportedError, match="iree") as raised:
-        target.compile(model)
+        target.compile(_one_node(node, inputs, ("y", FLOAT, [1, 1, 2, 2])))
     assert raised.value.operators == (said,)
+    assert said.startswith("com") or "sampler" in raised.value.message
+
+
+def test_what_comes_out_wrong_is_refused(target: Target, build: Any) -> None:
+    resized = build(
+        [("Resize", ["x", "", "scales"], ["y"], ALIGNED)],
+        [("x", FLOAT, [1, 1, 2, 4])],
+        [("y", FLOAT, [1, 1, 1, 2])],
+        {"scales": np.array([1, 1, 0.6, 0.6], np.float32)},
+    )
+    with pytest.raises(UnsupportedError, match="wrong") as raised:
+        target.compile(resized)
+    assert raised.value.operators == ("Resize",)
 
 
 def test_scan_is_refused_for_it_comes_out_wrong(target: Target, build: Any) -> None:
@@ -190,7 +202,8 @@ def test_strings_and_unknown_ranks_are_refused(target: Target, build: Any) -> No
     )
     with pytest.raises(UnsupportedError, match="string"):
         target.compile(words)
-    rank = build([("Relu", ["x"], ["y"], {})], [("x", FLOAT, None)], [("y", FLOAT, None)])
+    relu = helper.make_node("Relu", ["x"], ["y"])
+    rank = _one_node(relu, [("x", FLOAT, None)], ("y", FLOAT, None))
     with pytest.raises(UnsupportedError, match="how many axes") as raised:
         target.compile(rank)
     assert "--shape" in raised.value.hint
