@@ -20,8 +20,6 @@ EXACT = (
     "--iree-input-demote-i64-to-i32=false",
     "--iree-opt-numeric-precision-reduction=false",
     "--iree-vm-target-truncate-unsupported-floats=false",
-    # ONNX broadcasts an axis of unknown size that turns out to be 1; strict means that it never does
-    "--iree-torch-use-strict-symbolic-shapes=false",
 )
 
 # What does not belong in what is deployed: where each operation came from.
@@ -110,7 +108,8 @@ def compiled(source: Path, output: Path, flags: Sequence[str], names: Sequence[s
     how = f"it crashed ({signal.Signals(-code).name}): " if code < 0 else ""
     blamed = _blamed(said)
     if blamed is None:
-        raise PluginError(f"iree-compile failed: {how}{_first(said)}", hint=HINT)
+        what = how.rstrip(": ") or _first(said)
+        raise PluginError(f"iree-compile failed on this graph: {what}", hint=HINT)
     operator, number = blamed
     node = f" (node `{names[number]}`)" if number is not None and names[number] else ""
     kind = UnsupportedError if '"onnx.' in said and "torch.operator" in said else KernelError
@@ -146,4 +145,5 @@ def _first(said: str) -> str:
             text = re.sub(r"^loc\(.*?\): ", "", found[1])
             return text if len(text) <= 300 else f"{text[:297]}..."
     lines = [line.strip() for line in said.splitlines() if line.strip()]
+    lines = [line for line in lines if not line.startswith(("Please report", "Stack dump"))]
     return lines[0][:300] if lines else "it said nothing"

@@ -134,7 +134,7 @@ def _kind(name: str) -> str:
 
 def _precision(name: str) -> str:
     """Return the precision of a kernel, by the element types that its name ends with."""
-    types = re.findall(r"(?<![a-z])(bf16|f16|f32|f64|i8)(?![0-9])", name)
+    types = re.findall(r"(?:^|[x_])(bf16|f16|f32|f64|i8)(?![0-9])", name)
     return next((PRECISIONS[word] for word in PRECISIONS if word in types), "")
 
 

@@ -148,8 +148,9 @@ def compile(request: CompileRequest) -> CompileResult:
     dynamic = graphs.dynamic_axes(inputs)
     if dynamic:
         notes.append(
-            f"{', '.join(dynamic)} may have any size; fixed sizes (--shape) give faster code, "
-            "and are the way out where the outputs come out wrong"
+            f"{', '.join(dynamic)} may have any size; fixed sizes (--shape) give faster code, and "
+            "are the way out where outputs come out wrong: IREE takes unknown axes that meet for "
+            "equal, so none of them can be broadcast from 1"
         )
     return CompileResult(
         signature=Signature(inputs=inputs, outputs=outputs),

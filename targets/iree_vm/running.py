@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deploykit.errors import UnavailableError
+from deploykit.errors import PluginError, UnavailableError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -153,7 +153,14 @@ class BoundCall:
         import iree.runtime as runtime
 
         results = runtime.VmVariantList(len(self._dtypes))
-        self._loaded.context.invoke(self._loaded.function, self._arguments, results)
+        try:
+            self._loaded.context.invoke(self._loaded.function, self._arguments, results)
+        except (IndexError, RuntimeError, ValueError) as error:
+            # what IREE makes of its own status codes
+            raise PluginError(
+                f"IREE failed while running: {_reason(error)}",
+                hint="where sizes are dynamic, fixed ones (--shape) often help",
+            ) from error
         self._results = results
 
     def outputs(self) -> dict[str, Array]:
