@@ -127,6 +127,7 @@ def test_a_real_model(
             TARGETS,
             tmp_path / "bundles",
             shapes={name: array.shape for name, array in feed.items()} if case.fixed else None,
+            settings={"tvm.tune": "0"},  # whether it is right needs no tuned kernels
             source=dk.SourceOptions.parse(inputs=case.inputs, settings=case.settings),
             checks=dk.Checks(tolerance=tolerance, sample=sample),
             conditions=dk.Conditions(threads=2),
