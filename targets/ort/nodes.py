@@ -2,7 +2,8 @@
 
 A fused operation keeps the name of the tensor that it computes, or tells it in its own name. So it
 stands for all nodes of the model between that tensor and those that it reads. Where the names of
-those are lost, it is told as the one node that makes its tensor.
+those are lost, it is told as the one node that makes its tensor. A node without a name, of which
+some exporters have no other, is told by its first output.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _PASSING = {"ReorderInput", "ReorderOutput", "Transpose", "Cast"}
 
 
 def stands_for(saved: onnx.GraphProto, model: onnx.GraphProto) -> dict[str, list[str]]:
-    """Return each named operation of `saved` with the names of the nodes of `model` it computes.
+    """Return each operation of `saved` with the names of the nodes of `model` that it computes.
 
     No node is told of two operations.
     """
@@ -41,7 +42,7 @@ def stands_for(saved: onnx.GraphProto, model: onnx.GraphProto) -> dict[str, list
     known = constant | {value.name for value in saved.input} | {""}
     claimed: set[int] = set()
     found = {}
-    for node, tensors in zip(saved.node, computes, strict=True):
+    for position, (node, tensors) in enumerate(zip(saved.node, computes, strict=True)):
         bounded = known.issuperset(node.input)
         if tensors or (bounded and node.op_type in _PASSING):
             known.update(node.output)
@@ -52,12 +53,26 @@ def stands_for(saved: onnx.GraphProto, model: onnx.GraphProto) -> dict[str, list
             if maker is None or order[id(maker)] in claimed:
                 continue
             claimed.add(order[id(maker)])
-            region[order[id(maker)]] = "" if maker.op_type == "Constant" else maker.name
+            region[order[id(maker)]] = "" if maker.op_type == "Constant" else called(maker)
             if bounded:
                 todo += [name for name in maker.input if name not in there]
-        if node.name:
-            found[node.name] = [region[number] for number in sorted(region) if region[number]]
+        # as the profile calls it
+        name = node.name or f"{node.op_type}_{position}"
+        found[name] = [region[number] for number in sorted(region) if region[number]]
     return {**_inner(saved, model), **found}
+
+
+def called(node: onnx.NodeProto) -> str:
+    """Return the name of a node of the model, or of its first output where it has none."""
+    return node.name or next(iter(node.output), "")
+
+
+def give_names(graph: onnx.GraphProto) -> bool:
+    """Name the nodes that have no name, in place; return whether there were any."""
+    unnamed = [node for node in graph.node if not node.name]
+    for node in unnamed:
+        node.name = called(node)
+    return bool(unnamed)
 
 
 def _computes(

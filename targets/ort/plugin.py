@@ -221,6 +221,7 @@ def _write_for_provider(
 ) -> tuple[onnxruntime.InferenceSession, list[str]]:
     """Save the model as it came, for the provider to compile; return a session that did, and notes."""
     payload = Path(request.payload)
+    edited = nodes.give_names(model.graph) or edited  # else nobody could tell where they ran
     saving.as_it_came(model, request.model, payload, edited=edited)
     options = _options(request.threads, settings)
     options.graph_optimization_level = _level(settings["optimization"])
