@@ -175,7 +175,7 @@ def recurrent() -> None:
                 tuple(outputs),
             )
     weights = {"w": normal(1, 20, 3) * 0.3, "r": normal(1, 20, 5) * 0.3}
-    more = {
+    more: dict[str, Any] = {
         "hidden_size": 5,
         "activations": ["HardSigmoid", "Tanh", "Relu"],
         "activation_alpha": [0.3],
