@@ -111,7 +111,12 @@ def _same(graph: Graph, node: Node, window: Window, *, lower: bool) -> Window:
         return replace(window, begin=(0,) * len(shape), end=(0,) * len(shape), same=True)
     for size, stride, extent in zip(shape, window.strides, window.extent, strict=True):
         if isinstance(size, int):
-            whole = max((-(-size // stride) - 1) * stride + extent - size, 0)
+            whole = (-(-size // stride) - 1) * stride + extent - size
+            if whole < 0 and "Pool" in node.operator:
+                raise UnsupportedError(
+                    f"{node.attributes['auto_pad']} pads by {whole}: runtimes differ"
+                )
+            whole = max(whole, 0)
         elif stride == 1:
             whole = extent - 1
         else:
