@@ -13,10 +13,9 @@ from pathlib import Path
 
 from deploykit.errors import PluginError, StepOutOfMemory, UnsupportedError
 
-# No number may be narrowed behind our back; these are its defaults today, said so that they stay.
+# No number may be narrowed behind our back; float64 is in `plugin.py`, for it depends on the model.
 EXACT = (
     "--iree-input-demote-f32-to-f16=false",
-    "--iree-input-demote-f64-to-f32=false",
     "--iree-input-demote-i64-to-i32=false",
     "--iree-opt-numeric-precision-reduction=false",
     "--iree-vm-target-truncate-unsupported-floats=false",

@@ -45,7 +45,7 @@ def _wrong(node: onnx.NodeProto) -> str:
 
     Found by onnx's own test cases of operators and by real models, with 3.13.0.
     """
-    if node.op_type == "Scan":
+    if node.op_type in ("Det", "Scan"):
         return "in every form"
     words = {attribute.name: attribute.s for attribute in node.attribute}
     if (
@@ -55,6 +55,8 @@ def _wrong(node: onnx.NodeProto) -> str:
         and node.input[2]
     ):
         return "where corners are aligned and a scale is given"
+    if node.op_type == "GridSample" and words.get("mode") == b"nearest":
+        return "where it takes the nearest point"
     if node.op_type == "QLinearMatMul":
         return "where there are more than two axes"
     return ""
@@ -238,6 +240,25 @@ def named_nodes(model: onnx.ModelProto) -> tuple[str, ...]:
         names.append(node.name or (node.output[0] if node.output else ""))
         node.name = f"{node.op_type}:{index}"
     return tuple(names)
+
+
+def has_doubles(model: onnx.ModelProto) -> bool:
+    """Say whether any tensor of the model is float64."""
+    import onnx
+
+    double = onnx.TensorProto.DOUBLE
+    graph = model.graph
+    values = (*graph.input, *graph.output, *graph.value_info)
+    if any(value.type.tensor_type.elem_type == double for value in values):
+        return True
+    if any(tensor.data_type == double for tensor in graph.initializer):
+        return True
+    return any(
+        (attribute.name in ("to", "dtype") and attribute.i == double)
+        or (attribute.HasField("t") and attribute.t.data_type == double)
+        for node in every_node(graph)
+        for attribute in node.attribute
+    )
 
 
 def outputs(

@@ -121,6 +121,7 @@ def compile(request: CompileRequest) -> CompileResult:
     graphs.flattened_first(model)
     order = [value.name for value in model.graph.input]
     names = graphs.named_nodes(model)
+    doubles = graphs.has_doubles(model)
     notes = list(chosen.notes)
     payload = Path(request.payload)
     with tempfile.TemporaryDirectory(prefix="deploykit-iree-") as name:
@@ -130,7 +131,11 @@ def compile(request: CompileRequest) -> CompileResult:
         del model
         phase("compiling")
         settings = _compiled(
-            folder, [*chosen.flags, *_narrowing(request.precision)], settings, names, notes
+            folder,
+            [*chosen.flags, *_types(request.precision, doubles=doubles)],
+            settings,
+            names,
+            notes,
         )
         if request.precision != "fp32":
             notes.append(_effect(folder / kernels.SOURCES, request.precision))
@@ -256,11 +261,18 @@ def _check_precision(request: CompileRequest, chosen: processors.Chosen) -> None
     )
 
 
-def _narrowing(precision: str) -> list[str]:
-    """Return the flags by which the factors of convolutions and matrix products are narrowed."""
+def _types(precision: str, *, doubles: bool) -> list[str]:
+    """Return the flags that say in which types to compute.
+
+    The compiler would compute float64 in float32; a model without any gets that, for its own
+    constants (a MaxPool's lowest number) are float64 and fail otherwise. `precision` narrows the
+    factors of convolutions and matrix products.
+    """
+    flags = [f"--iree-input-demote-f64-to-f32={'false' if doubles else 'true'}"]
     if precision == "fp32":
-        return ["--iree-global-opt-demote-contraction-inputs-operations=none"]
+        return [*flags, "--iree-global-opt-demote-contraction-inputs-operations=none"]
     return [
+        *flags,
         "--iree-global-opt-demote-contraction-inputs-operations=all",
         f"--iree-global-opt-demote-contraction-inputs-type={PRECISIONS[precision]}",
     ]

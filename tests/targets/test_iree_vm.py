@@ -295,6 +295,36 @@ def test_a_size_is_found_among_unknown_ones(target: Target, build: Any) -> None:
         _assert_like_reference(actual, model, feed)
 
 
+def test_pools_with_uneven_borders_and_float64(target: Target, build: Any) -> None:
+    """Float64 stays so where a model has it; without any, the compiler's own constants may not."""
+    pool = build(
+        [
+            (
+                "MaxPool",
+                ["x"],
+                ["y"],
+                {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [0, 0, 1, 2]},
+            )
+        ],
+        [("x", FLOAT, [1, 1, 7, 6])],
+        [("y", FLOAT, [1, 1, 3, 3])],
+    )
+    target.compile(pool)
+    feed = {"x": _normal(1, 1, 7, 6)}
+    (actual,) = target.run(feed)
+    _assert_like_reference(actual, pool, feed)
+    double = TensorProto.DOUBLE
+    third = build(
+        [("Div", ["x", "three"], ["y"], {})],
+        [("x", double, [2])],
+        [("y", double, [2])],
+        {"three": np.array(3.0)},
+    )
+    target.compile(third)
+    (actual,) = target.run({"x": np.array([1.0, 2.0])})
+    assert actual["y"].tolist() == [1 / 3, 2 / 3]
+
+
 def test_types_and_branches(target: Target, build: Any) -> None:
     info = helper.make_tensor_value_info
     twice = helper.make_graph(
