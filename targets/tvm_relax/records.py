@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import lzma
+import tempfile
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -45,7 +46,13 @@ class Records:
     """The records for one processor: asked by kernel, added to as they are made."""
 
     def __init__(self, processor: Processor) -> None:
-        self.folder, self._lock = _locked(folder(processor))
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
+        try:
+            self.folder, self._lock = _locked(folder(processor))
+        except OSError:
+            # a cache that cannot be written to: what is found serves this run alone
+            self._scratch = tempfile.TemporaryDirectory(prefix="deploykit-tvm-")
+            self.folder, self._lock = _locked(Path(self._scratch.name))
         self._own = _database(self.folder)
         self._starter = _starter(kind_of(processor))
         self._target = processor.target
@@ -53,6 +60,8 @@ class Records:
     def close(self) -> None:
         """Let other processes use the folder."""
         self._lock.close()
+        if self._scratch is not None:
+            self._scratch.cleanup()
 
     def seconds(self, kernel: tvm.ir.IRModule) -> float | None:
         """Return the best time that was measured of the kernel on this processor, if any."""
@@ -157,8 +166,6 @@ def _mend(path: Path) -> None:
 
 def _starter(kind: str) -> Any:
     """Return the records that come with deploykit for this kind of processor, None without any."""
-    import tempfile
-
     from tvm.s_tir import meta_schedule
 
     source = STARTERS / f"{kind}.json.xz"

@@ -274,7 +274,7 @@ def test_without_a_compiler_it_says_so(
 )
 def test_real_models(bench: Any, golden: Callable[[str], Any], name: str) -> None:
     case = golden(name)
-    bench.compile(case.path)
+    bench.compile(case.path, settings={"tune": "0"})
     session = bench.load()
     feed = {spec.name: case.feed[spec.name] for spec in session.inputs}
     case.assert_same(session.run(feed))

@@ -205,6 +205,16 @@ def test_two_at_once_write_to_two_folders(own_home: Path) -> None:
     third.close()
 
 
+def test_a_cache_that_cannot_be_written_to(
+    bench: Any, convolutions: Any, own_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was found serves the one build."""
+    (own_home / "tvm").write_text("a file in the way")
+    result = bench.compile(convolutions, settings={"tune": "2"})
+    assert "tuned by" in result.notes[0]
+    assert "0 of" not in result.notes[0]
+
+
 def test_the_records_that_come_with_deploykit_fit_their_kernels() -> None:
     """Each is applied to its workload: a record of another release would be refused here."""
     import tvm
