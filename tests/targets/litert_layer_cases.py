@@ -175,13 +175,13 @@ def recurrent() -> None:
                 tuple(outputs),
             )
     weights = {"w": normal(1, 20, 3) * 0.3, "r": normal(1, 20, 5) * 0.3}
-    more: dict[str, Any] = {
+    other: dict[str, Any] = {
         "hidden_size": 5,
         "activations": ["HardSigmoid", "Tanh", "Relu"],
         "activation_alpha": [0.3],
         "activation_beta": [0.4],
     }
-    nodes = [("LSTM", ["x", "w", "r"], ["y"], more)]
+    nodes = [("LSTM", ["x", "w", "r"], ["y"], other)]
     case("LSTM of other activations", nodes, {"x": normal(4, 2, 3)}, weights)
 
 
