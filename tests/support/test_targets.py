@@ -44,6 +44,10 @@ SETTINGS = {"tvm.tune": "0"}
 """A table of what works needs no tuned kernels."""
 
 
+CAUGHT = {("iree:vulkan", "onnx/espcn_x3_nnresize_float")}
+"""Compiled to a wrong result, which the proof catches: no bundle is written."""
+
+
 @dataclass
 class Found:
     """What a target on one device made of everything: a word for each cell."""
@@ -77,6 +81,8 @@ def golden_tensors(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def words(bundle: Any, shared_models: Path) -> str:
     """Return what a table says of a bundle: `yes`, or why not."""
     kind = bundle.outcome.kind
+    if kind == "wrong":  # the figures of a difference are not the same on every processor
+        return "wrong: caught by the proof"
     return "yes" if kind == "ok" else f"{kind}: {reason(bundle.outcome.detail, shared_models)}"
 
 
@@ -102,7 +108,10 @@ def test_a_real_model_on_every_target(
     tolerance = dk.Tolerance(atol=1e-4, rtol=1e-3)
     for name, bundle in zip(here, made.bundles, strict=True):
         found[name].models[model] = words(bundle, shared_models)
-        assert bundle.outcome.kind in ("ok", "unsupported"), f"{name}: {bundle.outcome}"
+        allowed = (
+            ("ok", "unsupported", "wrong") if (name, model) in CAUGHT else ("ok", "unsupported")
+        )
+        assert bundle.outcome.kind in allowed, f"{name}: {bundle.outcome}"
         if bundle.folder is None:
             continue
         # proven in a fresh process against the pair in the bundle; that pair against the framework's
@@ -154,9 +163,7 @@ def test_a_quantised_model(
     )
     for name, bundle in zip(here, made.bundles, strict=True):
         assert bundle.outcome.kind in ("ok", "unsupported", "wrong"), f"{name}: {bundle.outcome}"
-        text = words(bundle, shared_models)
-        # the figure of a difference is not the same on every processor
-        found[name].cells["int8"] = "wrong: beyond 21 steps" if text.startswith("wrong") else text
+        found[name].cells["int8"] = words(bundle, shared_models)
 
 
 def test_dynamic_sizes(
