@@ -60,7 +60,7 @@ def test_images_of_a_dynamic_batch_are_resized(litert: Litert, place: str) -> No
     axes = {("x", 0): "batch"}
     model = model_of(nodes, {"x": normal(1, 2, 4, 5)}, ["y"], weights, open_axes=axes)
     result = litert.compile(model)
-    assert result.signature.outputs[0].shape == ("batch", 2, 8, 15)
+    assert result.notes == ()
     feeds = [{"x": normal(count, 2, 4, 5)} for count in (1, 3)]
     for feed, found in zip(feeds, litert.run(*feeds), strict=True):
         assert_close(found, by_onnxruntime(model, feed))
