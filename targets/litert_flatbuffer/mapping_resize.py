@@ -49,7 +49,11 @@ def resize(graph: Graph, node: Node) -> None:
     rank = graph.rank(name)
     before, after = graph.shape(name), graph.shape(out)
     scales = _scales(graph, node, rank)
-    changed = [at for at in range(rank) if before[at] != after[at] or scales.get(at, 1.0) != 1.0]
+    changed = [
+        at
+        for at in range(rank)
+        if (scales.get(at, 1.0) != 1.0 if scales else before[at] != after[at])
+    ]
     graph.sizes(name, changed)
     graph.sizes(out, changed)
     _refuse_ambiguous(node, before, scales)
@@ -92,10 +96,13 @@ def _refuse_ambiguous(node: Node, sizes: Shape, scales: dict[int, float]) -> Non
     if node.attribute("coordinate_transformation_mode", "half_pixel") != "align_corners":
         return
     for axis, scale in scales.items():
-        length = float(sizes[axis]) * scale
+        size = sizes[axis]
+        if scale == 1.0 or not isinstance(size, int):
+            continue
+        length = size * scale
         if abs(length - round(length)) > 1e-3:
             raise UnsupportedError(
-                f"align_corners with a scale of {scale:g} for {sizes[axis]} elements: runtimes differ"
+                f"align_corners with a scale of {scale:g} for {size} elements: runtimes differ"
             )
 
 

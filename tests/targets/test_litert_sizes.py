@@ -52,6 +52,28 @@ def test_height_and_width_stay_dynamic(litert: Litert) -> None:
         assert_close(found, by_onnxruntime(model, feed))
 
 
+@pytest.mark.parametrize("place", ["half_pixel", "align_corners"])
+def test_images_of_a_dynamic_batch_are_resized(litert: Litert, place: str) -> None:
+    more = {"mode": "linear", "coordinate_transformation_mode": place}
+    nodes: Nodes = [("Resize", ["x", "", "s"], ["y"], more)]
+    weights = {"s": np.array([1, 1, 2, 3], np.float32)}
+    axes = {("x", 0): "batch"}
+    model = model_of(nodes, {"x": normal(1, 2, 4, 5)}, ["y"], weights, open_axes=axes)
+    result = litert.compile(model)
+    assert result.notes == ()
+    feeds = [{"x": normal(count, 2, 4, 5)} for count in (1, 3)]
+    for feed, found in zip(feeds, litert.run(*feeds), strict=True):
+        assert_close(found, by_onnxruntime(model, feed))
+
+
+def test_corners_aligned_over_parts_of_elements_are_refused(litert: Litert) -> None:
+    more = {"mode": "linear", "coordinate_transformation_mode": "align_corners"}
+    weights = {"s": np.array([1, 1, 0.5, 1], np.float32)}
+    nodes: Nodes = [("Resize", ["x", "", "s"], ["y"], more)]
+    with pytest.raises(UnsupportedError, match="align_corners"):
+        litert.compile(model_of(nodes, {"x": normal(1, 2, 5, 4)}, ["y"], weights))
+
+
 @pytest.mark.parametrize("operator", ["Conv", "MaxPool"])
 def test_the_same_padding_stays_so_for_every_size(litert: Litert, operator: str) -> None:
     more: dict[str, Any] = {"auto_pad": "SAME_UPPER", "strides": [2, 3], "kernel_shape": [3, 4]}
