@@ -25,6 +25,7 @@ ARGUMENTS = {
     "probe": [],
     "compile": ["CompileRequest"],
     "load": ["LoadRequest"],
+    "operators": ["OperatorsRequest"],
 }
 RESULTS = {
     "inspect": "Signature",
