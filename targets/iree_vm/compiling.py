@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 import signal
 import subprocess
@@ -51,6 +52,7 @@ def run_compiler(arguments: Sequence[str], folder: Path) -> tuple[int, str]:
     done = subprocess.run(
         [find_tool("iree-compile"), *arguments],
         cwd=folder,
+        env={**os.environ, "TMPDIR": str(folder)},  # a link that fails leaves its objects there
         capture_output=True,
         text=True,
         errors="replace",

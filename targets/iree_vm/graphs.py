@@ -55,6 +55,8 @@ def _wrong(node: onnx.NodeProto) -> str:
         and node.input[2]
     ):
         return "where corners are aligned and a scale is given"
+    if node.op_type == "LSTM" and len(node.input) > 7 and node.input[7]:
+        return "where it has peepholes"
     if node.op_type == "GridSample" and words.get("mode") == b"nearest":
         return "where it takes the nearest point"
     if node.op_type == "QLinearMatMul":
