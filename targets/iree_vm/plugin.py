@@ -163,6 +163,7 @@ def compile(request: CompileRequest) -> CompileResult:
         versions=_versions(),
         notes=tuple(notes),
         cpu_flags=chosen.cpu_flags,
+        portable=request.device != "cpu",  # a GPU's code, and a program for a virtual machine
     )
 
 
