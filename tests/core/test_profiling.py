@@ -167,3 +167,13 @@ def test_a_target_is_measured_once_however_often_it_is_named(small_onnx: Path) -
         "odd:cpu fp32",
         "native ONNX",
     ]
+
+
+def test_a_framework_without_a_compiler_says_so(small_onnx: Path, odd_plugins: Path) -> None:
+    report = profile(small_onnx, ["native", "native:compiled"], load=QUICK)
+    plain, compiled = report.measurements
+    assert plain.outcome == "ok"
+    assert compiled.outcome == "unsupported"
+    assert "no compiler of its own" in compiled.detail
+    with pytest.raises(UsageError, match="`native:fast` is unknown"):
+        profile(small_onnx, ["native:fast"], load=QUICK)
