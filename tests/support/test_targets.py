@@ -45,9 +45,11 @@ SETTINGS = {"tvm.tune": "0"}
 
 
 SOFTWARE = ("iree:vulkan", "ncnn:vulkan")
-"""On Mesa's software device some kernels come out wrong, other ones in each version. The proof catches
-them, and what the document says of them holds for the version it was made with.
+"""Mesa's software device is slow, and some kernels come out wrong on it, other ones in each version. The
+proof catches them; what the document says holds for the version that it was made with.
 """
+LIGHT = ("onnx/mnist_conv_o8", "onnx/dtln_1", "cntk/v2_policy_mlp", "keras_h5/mlperf_toycar_ae")
+"""Those that it runs."""
 
 
 @dataclass
@@ -94,7 +96,7 @@ def test_a_real_model_on_every_target(
 ) -> None:
     folder = shared_models / model
     feed, expected = golden_tensors(folder)
-    signature = dk.inspect(folder)
+    here = [name for name in here if name not in SOFTWARE or model in LIGHT]
     sample = tmp_path / "sample.npz"
     write_tensors(sample, {name.removesuffix(":0"): array for name, array in feed.items()})
     made = dk.compile(
@@ -106,7 +108,6 @@ def test_a_real_model_on_every_target(
         checks=dk.Checks(sample=sample),
         conditions=dk.Conditions(threads=2, limits=dk.Limits(timeout_s=300)),
     )
-    assert signature.format
     tolerance = dk.Tolerance(atol=1e-4, rtol=1e-3)
     for name, bundle in zip(here, made.bundles, strict=True):
         found[name].models[model] = words(bundle, shared_models)
@@ -251,7 +252,7 @@ def lines(rows: dict[str, list[str]], found: dict[str, Found]) -> Iterator[str]:
     yield "| model | what it is | " + " | ".join(found) + " |"
     yield "|---|---|" + "---|" * len(found)
     for model, what in MODELS.items():
-        cells = [short(result.models[model]) for result in found.values()]
+        cells = [short(result.models.get(model, "-")) for result in found.values()]
         yield f"| {model} | {what} | " + " | ".join(cells) + " |"
     yield ""
     for number, note in enumerate(notes, 1):
@@ -259,7 +260,7 @@ def lines(rows: dict[str, list[str]], found: dict[str, Found]) -> Iterator[str]:
 
 
 def test_the_document_says_what_was_found(found: dict[str, Found]) -> None:
-    if any(len(result.models) < len(MODELS) for result in found.values()):
+    if len(found["onnxruntime:cpu"].models) < len(MODELS):
         pytest.skip("only a part of the models was run")
     rows = generated(found)
     text = DOCUMENT.read_text(encoding="utf-8")
