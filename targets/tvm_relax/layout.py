@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import tvm
 
-IMAGE, WEIGHTS = "NHWC", "HWIO"
+LAYOUTS = {
+    "relax.nn.conv2d": ["NHWC", "HWIO"],
+    # unnamed it would take the layout of its input, for which TVM has no code
+    "relax.nn.conv2d_transpose": ["NCHW", "IOHW"],
+}
+"""Operator to the layouts of image and weights."""
 
 # Those that the layout passes through, if both operands have as many axes.
 ELEMENTWISE = ("add", "subtract", "multiply", "divide", "maximum", "minimum", "power")
@@ -28,7 +33,7 @@ def channels_last(module: tvm.ir.IRModule) -> tvm.ir.IRModule:
 
     even = _constants_of_full_rank(module)
     try:
-        return relax.transform.ConvertLayout({"relax.nn.conv2d": [IMAGE, WEIGHTS]})(even)
+        return relax.transform.ConvertLayout(LAYOUTS)(even)
     except (InternalError, ValueError):
         return module
 

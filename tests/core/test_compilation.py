@@ -275,7 +275,7 @@ FOREIGN = Hardware(name="far-board", triple="riscv64-linux-gnu", cores=4)
 def test_what_is_compiled_for_another_machine_is_proven_there(
     small_onnx: Path, odd_plugins: Path, tmp_path: Path
 ) -> None:
-    made = dk.compile(small_onnx, ["odd", "onnxruntime"], tmp_path, hardware=FOREIGN)
+    made = dk.compile(small_onnx, ["odd", "tensorrt"], tmp_path, hardware=FOREIGN)
     bundle, host_only = made.bundles
     assert bundle.outcome.kind == "ok"
     assert bundle.folder == str(tmp_path / "odd-cpu-fp32-far-board")

@@ -78,6 +78,7 @@ def _link(name: str, kind: bytes, target: str) -> tarfile.TarInfo:
 def npm_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty home of deploykit, a registry that nobody may ask, and no npm."""
     monkeypatch.setenv("DEPLOYKIT_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("npm_config_registry", "https://packages.invalid/npm")
     monkeypatch.setattr(npm_package.shutil, "which", lambda _: None)
 
     def refuse(*args: Any, **more: Any) -> None:
@@ -169,6 +170,16 @@ def test_the_registry_is_the_users(
     (tmp_path / ".npmrc").write_text(file)
     environ = {**variables, "NPM_CONFIG_USERCONFIG": str(tmp_path / ".npmrc")}
     assert npm_package.registry(environ) == expected
+
+
+def test_without_npm_and_registry_it_says_so(
+    npm_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("npm_config_registry")
+    monkeypatch.setattr(npm_package, "registry", lambda: "")
+    with pytest.raises(UnavailableError, match="names no registry") as raised:
+        npm_package.archive()
+    assert "npm pack" in raised.value.hint
 
 
 def test_an_open_registry_is_refused(npm_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
