@@ -55,7 +55,8 @@ def test_a_command_ends_at_its_time_limit_with_its_descendants(tmp_path: Path) -
 
 
 def test_a_daemon_that_keeps_the_output_open_is_not_waited_for(tmp_path: Path) -> None:
-    script = f"setsid sleep 300 & echo $! > {tmp_path}/pid; echo done"
+    # the pause: while it becomes `sleep`, a process has no environment to know it by
+    script = f"setsid sleep 300 & echo $! > {tmp_path}/pid; sleep 0.3; echo done"
     done = run_command(["sh", "-c", script], timeout_s=20)
     assert done.stdout == "done\n"
     assert done.wall_s < 10
