@@ -1,8 +1,10 @@
-"""What this processor is called in LLVM's words, from what the kernel says of it.
+"""Processors and instruction sets in LLVM's words and in the kernel's.
 
 Names are those of `llvm/lib/TargetParser/Host.cpp` and of `clang -mcpu=help`. A hypervisor may hide
 what a processor's name promises (AMX of Sapphire Rapids, say), so the features are always said, the
 missing ones with a minus.
+
+This file also runs inside plugin environments: standard library only.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import platform
 import re
 import struct
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 # Family and model of `/proc/cpuinfo` to LLVM's name.
 INTEL = {
@@ -107,6 +109,9 @@ X86_FEATURES = {
     "sse4.2": "sse4_2",
     "sse4a": "sse4a",
     "popcnt": "popcnt",
+    "cx16": "cx16",
+    "fma4": "fma4",
+    "xop": "xop",
     "lzcnt": "abm",
     "bmi": "bmi1",
     "bmi2": "bmi2",
@@ -138,12 +143,14 @@ X86_FEATURES = {
     "avxvnni": "avx_vnni",
     "avxvnniint8": "avx_vnni_int8",
     "avxifma": "avx_ifma",
+    "avxneconvert": "avx_ne_convert",
     "amx-tile": "amx_tile",
     "amx-int8": "amx_int8",
     "amx-bf16": "amx_bf16",
     "amx-fp16": "amx_fp16",
 }
 ARM_FEATURES = {
+    "fp-armv8": "fp",
     "neon": "asimd",
     "crc": "crc32",
     "aes": "aes",
@@ -152,6 +159,8 @@ ARM_FEATURES = {
     "lse": "atomics",
     "rdm": "asimdrdm",
     "rcpc": "lrcpc",
+    "jsconv": "jscvt",
+    "complxnum": "fcma",
     "fullfp16": "asimdhp",
     "fp16fml": "asimdfhm",
     "dotprod": "asimddp",
@@ -222,6 +231,15 @@ def features(architecture: str, cpuinfo: str) -> tuple[str, ...]:
         return ()
     there = [f"+{name}" for name, flag in known.items() if flag in flags]
     return (*there, *(f"-{name}" for name, flag in known.items() if flag not in flags))
+
+
+def in_the_kernels_words(features: Iterable[str], architecture: str) -> tuple[str, ...]:
+    """Return those of LLVM's `features` (without signs) that the kernel tells of, in its words.
+
+    RISC-V's kernel has one word for all (`isa : rv64imafdcv_zba`), so of it none.
+    """
+    known = {"x86_64": X86_FEATURES, "aarch64": ARM_FEATURES}.get(architecture, {})
+    return tuple(sorted({known[name] for name in features if name in known}))
 
 
 def flags_of(cpuinfo: str) -> frozenset[str]:

@@ -1,18 +1,47 @@
-"""What targets do to an ONNX graph before they compile it: its inputs fixed, its nodes walked.
+"""What targets do to an ONNX graph before they compile it: read, inputs fixed, nodes walked.
 
 This file also runs inside plugin environments: standard library and onnx.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from deploykit.errors import UsageError
+from deploykit.errors import SourceError, UnsupportedError, UsageError
 from deploykit.protocol import Dimension, TensorSpec
 
 if TYPE_CHECKING:
     import onnx
+
+
+NUMBERS = frozenset(
+    ["float16", "float32", "float64", "bool"]
+    + [f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)]
+)
+"""The element types that numpy has too, without strings."""
+
+
+def read_whole(path: str) -> onnx.ModelProto:
+    """Return the model with all its weights. Raises SourceError where the file is none."""
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        return onnx.load(path)
+    except (OSError, DecodeError, onnx.checker.ValidationError) as error:
+        raise SourceError(f"cannot read the ONNX model `{path}`: {error}") from error
+
+
+def check_dtypes(
+    specs: Iterable[TensorSpec], known: Collection[str], *, target: str, hint: str = ""
+) -> None:
+    """Raise UnsupportedError for the first of `specs` whose element type is not `known`."""
+    for spec in specs:
+        if spec.dtype not in known:
+            raise UnsupportedError(
+                f"target {target} takes no {spec.dtype} tensors: `{spec}`", hint=hint
+            )
 
 
 def fixed_inputs(

@@ -41,14 +41,6 @@ class Outcome:
         return f"{self.kind}: {self.detail}" if self.detail else self.kind
 
 
-OK = Outcome(kind="ok")
-
-
-def skipped(reason: str) -> Outcome:
-    """Return the outcome of a step that was not taken."""
-    return Outcome(kind="skipped", detail=reason)
-
-
 def outcome_of(error: BaseException) -> Outcome:
     """Return how a step ended that raised `error`."""
     detail = _one_line(error)

@@ -191,12 +191,15 @@ def end_processes(mark: str, leader: int | None = None) -> None:
             os.killpg(leader, signal.SIGKILL)
         kill(family)
         ending.update(family)
-    # One may fork while we look, and a killed one needs a processor to end: look again. A bound,
+    # One may fork while we look, a killed one needs a processor to end, and one that is becoming
+    # another program has no environment for a moment: twice in a row none must be there. A bound,
     # for a process that the kernel holds.
+    quiet = 0
     for _ in range(400):
         strays = set(marked(mark))
         ending = {pid for pid in ending | strays if is_running(pid)}
-        if not ending:
+        quiet = 0 if ending else quiet + 1
+        if quiet == 2:
             return
         kill(strays)
         time.sleep(0.005)

@@ -6,7 +6,10 @@ This file also runs inside plugin environments: standard library only.
 from __future__ import annotations
 
 import platform
+from collections.abc import Collection
 from pathlib import Path
+
+from deploykit.errors import UnavailableError
 
 CPUINFO = Path("/proc/cpuinfo")
 
@@ -39,3 +42,21 @@ def instruction_sets() -> frozenset[str]:
         if field is not None and key.strip() == field:
             return frozenset(value.split())
     return frozenset()
+
+
+def require(what: str, built_for: str, flags: Collection[str]) -> None:
+    """Raise UnavailableError where this machine lacks what `what` (the library) was compiled for.
+
+    `built_for` is an architecture and `flags` are instruction sets, both in the kernel's words.
+    """
+    hint = "compile it on a machine like this one, or for it (--hardware)"
+    if built_for != architecture():
+        raise UnavailableError(
+            f"{what} was compiled for {built_for}, this machine is {architecture()}", hint=hint
+        )
+    here = instruction_sets()
+    missing = sorted(set(flags) - here) if here else []
+    if missing:
+        raise UnavailableError(
+            f"{what} uses {', '.join(missing)}, which this processor lacks", hint=hint
+        )

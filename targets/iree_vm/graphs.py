@@ -6,8 +6,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deploykit.errors import SourceError, UnsupportedError
-from deploykit.onnx_graph import every_node, set_inputs
+from deploykit.errors import UnsupportedError
+from deploykit.onnx_folding import LARGE_BYTES, fold
+from deploykit.onnx_graph import NUMBERS, check_dtypes, every_node, read_whole, set_inputs
 from deploykit.protocol import Dimension, Signature, TensorSpec
 
 if TYPE_CHECKING:
@@ -17,20 +18,12 @@ if TYPE_CHECKING:
 # from 18 on, the reductions take their axes as inputs, which it knows for some of them only.
 OPSET = 17
 
-# A protobuf message ends at 2 GiB; with this much, the weights go to a file of their own.
-LARGE_BYTES = 1 << 30
 
-DTYPES = frozenset(
-    ["float16", "float32", "float64", "bool"]
-    + [f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)]
-)
-
-
-def check_dtypes(signature: Signature) -> None:
+def check_tensors(signature: Signature) -> None:
     """Raise UnsupportedError for an input or output that has no place in IREE's buffers."""
-    for spec in (*signature.inputs, *signature.outputs):
-        if spec.dtype not in DTYPES:
-            raise UnsupportedError(f"target iree takes no {spec.dtype} tensors: `{spec}`")
+    specs = (*signature.inputs, *signature.outputs)
+    check_dtypes(specs, NUMBERS, target="iree")
+    for spec in specs:
         if spec.shape is None:
             raise UnsupportedError(
                 f"target iree needs to know how many axes a tensor has: `{spec}`",
@@ -96,13 +89,7 @@ def read(path: str, inputs: tuple[TensorSpec, ...]) -> onnx.ModelProto:
 
     Raises SourceError where the file is no model, UnsupportedError for a foreign operator.
     """
-    import onnx
-    from google.protobuf.message import DecodeError
-
-    try:
-        model = onnx.load(path)
-    except (OSError, DecodeError, onnx.checker.ValidationError) as error:
-        raise SourceError(f"cannot read the ONNX model `{path}`: {error}") from error
+    model = read_whole(path)
     check_operators(model)
     if model.functions:
         from onnx import inliner
@@ -120,38 +107,13 @@ def folded(model: onnx.ModelProto) -> onnx.ModelProto:
     take is only given its inferred shapes.
     """
     import onnx
-    import onnxruntime
-    from onnxruntime.capi import onnxruntime_pybind11_state as raised
 
     model = _upgraded(model)
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    options.log_severity_level = 4
-    onnxruntime.disable_telemetry_events()
     with tempfile.TemporaryDirectory(prefix="deploykit-iree-") as folder:
-        saved = Path(folder) / "folded.onnx"
-        options.optimized_model_filepath = str(saved)
-        source: str | bytes
-        if model.ByteSize() < LARGE_BYTES:
-            source = model.SerializeToString()
-        else:
-            source = str(Path(folder) / "model.onnx")
-            onnx.save(model, source, save_as_external_data=True, location="model.bin")
-            onnx.load_external_data_for_model(model, folder)
-            options.add_session_config_entry(
-                "session.optimized_model_external_initializers_file_name", "folded.bin"
-            )
         try:
-            onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-        except (
-            raised.Fail,
-            raised.InvalidArgument,
-            raised.InvalidGraph,
-            raised.NotImplemented,
-            raised.RuntimeException,
-        ):
+            made = onnx.load(fold(model, Path(folder), target="iree"))
+        except UnsupportedError:
             return inferred(model)
-        made = onnx.load(str(saved))
     if any(node.domain not in ("", "ai.onnx") for node in every_node(made.graph)):
         return inferred(model)  # a fusion of its own
     return inferred(made)

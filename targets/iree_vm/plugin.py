@@ -18,7 +18,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -35,8 +34,9 @@ from deploykit._plugins.targets.iree_vm import (
 
 from deploykit.errors import UnavailableError, UnsupportedError
 from deploykit.onnx_graph import fixed_inputs
+from deploykit.payload_files import read_record, write_record
 from deploykit.plugin_settings import Setting, in_force
-from deploykit.processor import architecture
+from deploykit.processor import architecture, require
 from deploykit.progress import phase
 from deploykit.protocol import (
     Availability,
@@ -108,7 +108,7 @@ def compile(request: CompileRequest) -> CompileResult:
             hint=f"it has {', '.join(PRECISIONS)}",
         )
     inputs = fixed_inputs(request.signature.inputs, request.shapes)
-    graphs.check_dtypes(Signature(inputs=inputs, outputs=request.signature.outputs))
+    graphs.check_tensors(Signature(inputs=inputs, outputs=request.signature.outputs))
     phase("importing iree")
     chosen = _chosen(request)
     _check_precision(request, chosen)
@@ -147,9 +147,7 @@ def compile(request: CompileRequest) -> CompileResult:
         "inputs": order,
         "kernels": {kernel.name: kernel.nodes for kernel in made},
     }
-    temporary = payload / f"{BUILD}.tmp"
-    temporary.write_text(json.dumps(build, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    temporary.replace(payload / BUILD)
+    write_record(payload / BUILD, build)
     dynamic = graphs.dynamic_axes(inputs)
     if dynamic:
         notes.append(
@@ -183,9 +181,9 @@ def load(request: LoadRequest) -> running.IreeSession:
 
 def _build_of(payload: Path, device: str) -> dict[str, Any]:
     """Return what `compile` wrote beside the module; UnavailableError where it cannot run here."""
-    build: dict[str, Any] = json.loads((payload / BUILD).read_text(encoding="utf-8"))
+    build: dict[str, Any] = read_record(payload / BUILD, dict)
     if device == "cpu":
-        processors.require(build["architecture"], build["cpu_flags"])
+        require("the module", build["architecture"], build["cpu_flags"])
     return build
 
 

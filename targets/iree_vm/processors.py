@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from deploykit._plugins.targets.iree_vm import compiling
 
-from deploykit.errors import UnavailableError, UnsupportedError
+from deploykit import llvm_names
+from deploykit.errors import UnsupportedError
 from deploykit.processor import architecture, instruction_sets
 
 if TYPE_CHECKING:
@@ -25,56 +26,6 @@ ARCHITECTURES = {
 
 # What Linux on riscv64 is built for (rv64gc); LLVM's own default has none of it.
 RISCV = ("+m", "+a", "+f", "+d", "+c")
-
-# LLVM's words of instruction sets where the kernel's differ (Linux, arch/x86/include/asm/cpufeatures.h
-# and arch/arm64/kernel/cpuinfo.c). None: the kernel has no word for it, or every Linux machine has it.
-KERNEL_WORDS: dict[str, dict[str, str | None]] = {
-    "x86_64": {
-        "amx-bf16": "amx_bf16",
-        "amx-fp16": "amx_fp16",
-        "amx-int8": "amx_int8",
-        "amx-tile": "amx_tile",
-        "avx512bf16": "avx512_bf16",
-        "avx512bitalg": "avx512_bitalg",
-        "avx512fp16": "avx512_fp16",
-        "avx512vbmi2": "avx512_vbmi2",
-        "avx512vnni": "avx512_vnni",
-        "avx512vp2intersect": "avx512_vp2intersect",
-        "avx512vpopcntdq": "avx512_vpopcntdq",
-        "avxifma": "avx_ifma",
-        "avxvnni": "avx_vnni",
-        "bmi": "bmi1",
-        "crc32": "sse4_2",
-        "lzcnt": "abm",
-        "pclmul": "pclmulqdq",
-        "sha": "sha_ni",
-        "sse3": "pni",
-        "sse4.1": "sse4_1",
-        "sse4.2": "sse4_2",
-    },
-    "aarch64": {
-        "aes": "aes",
-        "bf16": "bf16",
-        "crc": "crc32",
-        "dotprod": "asimddp",
-        "fp-armv8": "fp",
-        "fp16fml": "asimdfhm",
-        "fullfp16": "asimdhp",
-        "i8mm": "i8mm",
-        "lse": "atomics",
-        "neon": "asimd",
-        "rdm": "asimdrdm",
-        "sha2": "sha2",
-        "sve": "sve",
-        "sve2": "sve2",
-    },
-}
-
-# x86's instruction sets that compiled kernels may use, by the beginnings of LLVM's words. The others
-# (clwb, rdseed, xsave) are for those who ask for them by name; a virtual machine often hides them.
-COMPUTING = re.compile(
-    r"adx|aes|amx|avx|bmi|cmov|crc32|f16c|fma|gfni|lzcnt|movbe|pclmul|popcnt|s?sse|sha|vaes|vpclmul"
-)
 
 FP16 = frozenset(["avx512fp16", "fullfp16", "zvfh"])
 BF16 = frozenset(["avx512bf16", "bf16", "zvfbfmin", "amx-bf16"])
@@ -159,16 +110,7 @@ def _cpu_flags(features: frozenset[str], kind: str, *, here: bool) -> tuple[str,
 
     On this machine only what the kernel lists itself: it may not show all that the processor has.
     """
-    words = KERNEL_WORDS.get(kind)
-    if words is None:
-        return ()
-    known = set()
-    for feature in features:
-        if kind == "x86_64" and not COMPUTING.match(feature):
-            continue
-        word = words.get(feature, feature if kind == "x86_64" else None)
-        if word is not None:
-            known.add(word)
+    known = set(llvm_names.in_the_kernels_words(features, kind))
     if here and instruction_sets():
         known &= instruction_sets()
     return tuple(sorted(known))
@@ -236,19 +178,3 @@ def vulkan(hardware: Hardware | None) -> Chosen:
         halves=frozenset(["fp16"] if "fp16" in words else []),
         notes=notes,
     )
-
-
-def require(built_for: str, cpu_flags: list[str]) -> None:
-    """Raise UnavailableError where this machine lacks what a module was compiled for."""
-    if built_for != architecture():
-        raise UnavailableError(
-            f"the module was compiled for {built_for}, this machine is {architecture()}",
-            hint="compile it on a machine like this one, or for it (--hardware)",
-        )
-    here = instruction_sets()
-    missing = sorted(set(cpu_flags) - here) if here else []
-    if missing:
-        raise UnavailableError(
-            f"the module uses {', '.join(missing)}, which this processor lacks",
-            hint="compile it on a machine like this one, or for it (--hardware)",
-        )

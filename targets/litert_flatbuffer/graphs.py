@@ -7,8 +7,9 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deploykit.errors import SourceError, UnsupportedError
-from deploykit.onnx_graph import every_node, set_inputs
+from deploykit.errors import UnsupportedError
+from deploykit.onnx_folding import fold
+from deploykit.onnx_graph import every_node, read_whole, set_inputs
 from deploykit.onnx_opset import opset_of, upgrade
 from deploykit.protocol import TensorSpec
 
@@ -34,13 +35,7 @@ def folded(path: str, inputs: tuple[TensorSpec, ...], known: Collection[str]) ->
     Raises SourceError where the file is no model, UnsupportedError naming all operators that are
     missing, or where ONNX Runtime cannot take it.
     """
-    import onnx
-    from google.protobuf.message import DecodeError
-
-    try:
-        model = onnx.load(path)
-    except (OSError, DecodeError, onnx.checker.ValidationError) as error:
-        raise SourceError(f"cannot read the ONNX model `{path}`: {error}") from error
+    model = read_whole(path)
     set_inputs(model, inputs)
     _name_open_sizes(model)
     model, _ = upgrade(model, None)
@@ -124,36 +119,11 @@ def _refuse(model: onnx.ModelProto, known: Collection[str] | None) -> None:
 
 def _by_onnxruntime(model: onnx.ModelProto) -> onnx.ModelProto:
     import onnx
-    import onnxruntime
-    from onnxruntime.capi import onnxruntime_pybind11_state as raised
 
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    options.log_severity_level = 3
     with tempfile.TemporaryDirectory(prefix="deploykit-litert-") as folder:
-        saved = Path(folder) / "folded.onnx"
-        options.optimized_model_filepath = str(saved)
-        # weights beside the graph, so that a model over 2 GiB can be written and read at all
-        options.add_session_config_entry(
-            "session.optimized_model_external_initializers_file_name", "weights.bin"
-        )
-        original = Path(folder) / "model.onnx"
-        onnx.save(model, original, save_as_external_data=True, location="original.bin")
-        try:
-            onnxruntime.InferenceSession(str(original), options, providers=["CPUExecutionProvider"])
-        except (
-            raised.Fail,
-            raised.InvalidArgument,
-            raised.InvalidGraph,
-            raised.NotImplemented,
-            raised.RuntimeException,
-        ) as error:
-            raise UnsupportedError(
-                "target litert has its graph folded by ONNX Runtime, which cannot take it: "
-                f"{str(error).splitlines()[0]}"
-            ) from error
-        # sizes are inferred while the large weights are still in their file
-        made = _inferred(onnx.load(str(saved), load_external_data=False))
+        saved = fold(model, Path(folder), target="litert")
+        # sizes are inferred while large weights are still in their file
+        made = _inferred(onnx.load(saved, load_external_data=False))
         onnx.load_external_data_for_model(made, folder)
         return made
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from deploykit._plugins.targets.mnn_net import conversion, profiling, session
 
 from deploykit.errors import UnsupportedError
-from deploykit.onnx_graph import fixed_inputs
+from deploykit.onnx_graph import check_dtypes, fixed_inputs
 from deploykit.onnx_trial import (
     changes_nothing,
     first_that_agrees,
@@ -78,7 +78,7 @@ def compile(request: CompileRequest) -> CompileResult:
             hint=f"it has {', '.join(session.PRECISIONS)}",
         )
     inputs = fixed_inputs(request.signature.inputs, request.shapes)
-    session.check_dtypes((*inputs, *request.signature.outputs))
+    check_dtypes((*inputs, *request.signature.outputs), session.FED, target="mnn")
     phase("reading the model")
     model = conversion.read(request.model)
 

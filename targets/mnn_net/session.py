@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ WINOGRAD_LEVEL = 3
 PRECISIONS = {"fp32": "high", "fp16": "low", "bf16": "lowBF"}
 
 # ONNX's dtype -> what MNN is fed: it has no other element types for inputs
-_FED = {
+FED = {
     **dict.fromkeys(("float16", "float32", "float64"), "float32"),
     **dict.fromkeys(("bool", "int16", "int32", "int64", "uint16", "uint32", "uint64"), "int32"),
     "uint8": "uint8",
@@ -48,13 +48,6 @@ def runtime() -> Any:
     return MNN
 
 
-def check_dtypes(specs: Sequence[TensorSpec]) -> None:
-    """Raise UnsupportedError for an input or output that MNN has no variable for."""
-    for spec in specs:
-        if spec.dtype not in _FED:
-            raise UnsupportedError(f"target mnn takes no {spec.dtype} tensors: `{spec}`")
-
-
 def configuration(request: LoadRequest) -> dict[str, Any]:
     """Return MNN's configuration; the precision is always asked for, its default may be lower."""
     return {
@@ -75,7 +68,7 @@ def fed(spec: TensorSpec, array: Array) -> Array:
     """
     import numpy as np
 
-    kind = np.dtype(_FED[spec.dtype])
+    kind = np.dtype(FED[spec.dtype])
     if not array.size:
         raise UnsupportedError(
             f"MNN takes no input without elements: `{spec.name}` {list(array.shape)}"

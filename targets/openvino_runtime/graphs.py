@@ -27,13 +27,6 @@ DTYPES = {
 }
 
 
-def check_dtypes(signature: Signature) -> None:
-    """Raise UnsupportedError for an input or output that OpenVINO has no element type for."""
-    for spec in (*signature.inputs, *signature.outputs):
-        if spec.dtype not in DTYPES.values():
-            raise UnsupportedError(f"target openvino takes no {spec.dtype} tensors: `{spec}`")
-
-
 def width_notes(signature: Signature) -> list[str]:
     """Return notes where OpenVINO computes in fewer bits than the model's inputs have."""
     dtypes = {spec.dtype for spec in signature.inputs}

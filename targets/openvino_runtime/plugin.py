@@ -24,7 +24,6 @@ OpenVINO's documentation and have not been tried.
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -34,8 +33,9 @@ from typing import TYPE_CHECKING, Any
 from deploykit._plugins.targets.openvino_runtime import audit, devices, graphs
 from deploykit._plugins.targets.openvino_runtime.inference import OpenvinoSession
 
-from deploykit.errors import BundleError, UnavailableError, UnsupportedError
-from deploykit.onnx_graph import fixed_inputs
+from deploykit.errors import UnavailableError, UnsupportedError
+from deploykit.onnx_graph import check_dtypes, fixed_inputs
+from deploykit.payload_files import read_record, write_record, write_whole
 from deploykit.plugin_settings import in_force
 from deploykit.processor import architecture
 from deploykit.progress import phase
@@ -47,8 +47,6 @@ from deploykit.protocol import (
     OperatorRun,
     OperatorsRequest,
     Signature,
-    from_json,
-    to_json,
 )
 from deploykit.tensors import read_tensors
 
@@ -106,7 +104,8 @@ def compile(request: CompileRequest) -> CompileResult:
     """
     settings = in_force(request.settings, devices.SETTINGS, plugin="openvino")
     inputs = fixed_inputs(request.signature.inputs, request.shapes)
-    graphs.check_dtypes(request.signature)
+    specs = (*request.signature.inputs, *request.signature.outputs)
+    check_dtypes(specs, graphs.DTYPES.values(), target="openvino")
     _check_hardware(request)
     phase("importing openvino")
     import openvino
@@ -150,11 +149,10 @@ def compile(request: CompileRequest) -> CompileResult:
         signature = graphs.signature(model, asked)
     if exports:
         phase("exporting")
-        _replace(payload / BLOB, compiled.export_model().getbuffer())
+        write_whole(payload / BLOB, compiled.export_model().getbuffer())
     notes.append(_form_note(request, settings, exports=exports))
     build = Build(architecture=architecture(), nodes=nodes, layers=layers, placement=placement)
-    text = json.dumps(to_json(build), indent=1, sort_keys=True) + "\n"
-    _replace(payload / BUILD, text.encode())
+    write_record(payload / BUILD, build)
     return CompileResult(
         signature=signature,
         settings=settings,
@@ -188,7 +186,7 @@ def operators(request: OperatorsRequest) -> tuple[OperatorRun, ...]:
     for _ in range(RUNS):
         run()
         profiles.append(run.profile())
-    build = _build(Path(request.load.payload))
+    build = read_record(Path(request.load.payload, BUILD), Build)
     return audit.operator_runs(
         audit.executed(compiled),
         profiles,
@@ -272,25 +270,11 @@ def _form_note(request: CompileRequest, settings: Mapping[str, str], *, exports:
     )
 
 
-def _replace(path: Path, content: bytes | memoryview) -> None:
-    temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("wb") as stream:
-        stream.write(content)
-    temporary.replace(path)
-
-
-def _build(payload: Path) -> Build:
-    try:
-        return from_json(Build, json.loads((payload / BUILD).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise BundleError(f"`{payload / BUILD}` is damaged: {error}") from error
-
-
 def _loaded(request: LoadRequest, more: Mapping[str, Any] | None = None) -> openvino.CompiledModel:
     """Return the payload's model, imported or compiled, with the properties `more`."""
     settings = in_force(request.settings, devices.SETTINGS, plugin="openvino")
     payload = Path(request.payload)
-    build = _build(payload)
+    build = read_record(payload / BUILD, Build)
     phase("importing openvino")
     import openvino
 

@@ -6,12 +6,12 @@ saved weights, and a graph of the other kind would give wrong numbers without an
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deploykit.errors import UnavailableError
 from deploykit.onnx_graph import every_node
+from deploykit.payload_files import read_record, write_record
 from deploykit.processor import architecture, instruction_sets
 
 if TYPE_CHECKING:
@@ -28,9 +28,7 @@ def note(saved: onnx.ModelProto, payload: Path) -> list[str]:
     if not any(node.domain == "com.microsoft.nchwc" for node in every_node(saved.graph)):
         return []
     layout = _here()
-    temporary = payload / f"{FILE}.tmp"
-    temporary.write_text(json.dumps(layout, sort_keys=True) + "\n", encoding="utf-8")
-    temporary.replace(payload / FILE)
+    write_record(payload / FILE, layout)
     wide = "with" if layout["avx512f"] else "without"
     kind = f"{architecture()} {wide} AVX-512" if architecture() == "x86_64" else architecture()
     portable = "compile with optimization=extended for a bundle that runs on any processor"
@@ -42,7 +40,7 @@ def check(payload: Path) -> None:
     path = payload / FILE
     if not path.is_file():
         return
-    built = json.loads(path.read_text(encoding="utf-8"))
+    built = read_record(path, dict)
     if built != _here():
         raise UnavailableError(
             f"the model is laid out for {built}, this machine is {_here()}",

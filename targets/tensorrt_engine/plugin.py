@@ -28,7 +28,6 @@ and arguments held against the Python bindings of both; what needs no GPU is tes
 
 from __future__ import annotations
 
-import json
 import platform
 import tempfile
 import warnings
@@ -40,8 +39,9 @@ from deploykit._plugins.targets.tensorrt_engine import building, layers, narrowi
 from deploykit._plugins.targets.tensorrt_engine.cuda import Driver, Gpu
 from deploykit._plugins.targets.tensorrt_engine.inference import TensorrtSession
 
-from deploykit.errors import BundleError, SourceError, UnavailableError, UnsupportedError
-from deploykit.onnx_graph import every_node, fixed_inputs, set_inputs
+from deploykit.errors import SourceError, UnavailableError, UnsupportedError
+from deploykit.onnx_graph import check_dtypes, every_node, fixed_inputs, set_inputs
+from deploykit.payload_files import read_record, write_record, write_whole
 from deploykit.plugin_settings import Setting, in_force
 from deploykit.progress import phase
 from deploykit.protocol import (
@@ -53,8 +53,6 @@ from deploykit.protocol import (
     OperatorsRequest,
     Signature,
     TensorSpec,
-    from_json,
-    to_json,
 )
 from deploykit.tensors import read_tensors
 
@@ -122,7 +120,8 @@ def compile(request: CompileRequest) -> CompileResult:
             hint=f"it has {', '.join(PRECISIONS)}",
         )
     inputs = fixed_inputs(request.signature.inputs, request.shapes)
-    _check_dtypes(request.signature)
+    specs = (*request.signature.inputs, *request.signature.outputs)
+    check_dtypes(specs, DTYPES, target="tensorrt", hint=f"it takes {', '.join(DTYPES)}")
     bounds = sizes.ranges(inputs, settings[AXES])
     model = _read(request.model)
     nodes = node_names(model)
@@ -152,11 +151,10 @@ def compile(request: CompileRequest) -> CompileResult:
             gpu=gpu,
         )
     payload = Path(request.payload)
-    _replace(payload / PLAN, plan)
+    write_whole(payload / PLAN, plan)
     made_with = {"tensorrt": trt.__version__, "gpu": gpu.name, "capability": gpu.capability}
     build = Build(**made_with, nodes=tuple(nodes))
-    text = json.dumps(to_json(build), indent=1, sort_keys=True) + "\n"
-    _replace(payload / BUILD, text.encode())
+    write_record(payload / BUILD, build)
     return CompileResult(
         signature=Signature(inputs=inputs, outputs=_outputs(request.signature.outputs, shapes)),
         settings=settings,
@@ -187,7 +185,7 @@ def operators(request: OperatorsRequest) -> tuple[OperatorRun, ...]:
         bound()
     inspector = engine.create_engine_inspector()
     told = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
-    build = _build(Path(request.load.payload))
+    build = read_record(Path(request.load.payload, BUILD), Build)
     found = layers.operator_runs(profiler.times, layers.layers(told, frozenset(build.nodes)))
     bound.close()
     session.close()
@@ -254,15 +252,6 @@ def _tensorrt() -> Any:
 
 def _versions(trt: Any) -> dict[str, str]:
     return {"tensorrt": str(trt.__version__)}
-
-
-def _check_dtypes(signature: Signature) -> None:
-    for spec in (*signature.inputs, *signature.outputs):
-        if spec.dtype not in DTYPES:
-            raise UnsupportedError(
-                f"target tensorrt takes no {spec.dtype} tensors: `{spec}`",
-                hint=f"it takes {', '.join(DTYPES)}",
-            )
 
 
 def _check_gpu(request: CompileRequest, gpu: Gpu) -> None:
@@ -335,19 +324,6 @@ def _outputs(
     return tuple(found)
 
 
-def _replace(path: Path, content: Any) -> None:
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)
-
-
-def _build(payload: Path) -> Build:
-    try:
-        return from_json(Build, json.loads((payload / BUILD).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise BundleError(f"`{payload / BUILD}` is damaged: {error}") from error
-
-
 def check_fit(build: Build, gpu: Gpu, version: str, settings: dict[str, str]) -> None:
     """Raise UnavailableError where an engine of `build` is not for this GPU or TensorRT."""
     level = settings["hardware_compatibility"]
@@ -378,7 +354,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 def _loaded(request: LoadRequest) -> tuple[Any, Driver, Any]:
     settings = settings_in_force(request.settings)
     payload = Path(request.payload)
-    build = _build(payload)
+    build = read_record(payload / BUILD, Build)
     phase("opening the GPU")
     driver = Driver()
     driver.enter()

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from deploykit._plugins.targets.tvm_relax import converters
 
-from deploykit.errors import SourceError, UnsupportedError
-from deploykit.onnx_graph import every_node, set_inputs
-from deploykit.protocol import Signature, TensorSpec
+from deploykit.errors import UnsupportedError
+from deploykit.onnx_folding import fold
+from deploykit.onnx_graph import every_node, read_whole, set_inputs
+from deploykit.protocol import TensorSpec
 
 if TYPE_CHECKING:
     import onnx
@@ -25,18 +26,6 @@ if TYPE_CHECKING:
 # The importer reads older forms of some operators wrongly or not at all (a Slice with attributes);
 # from 18 on, reductions change once more.
 OPSET = 17
-
-DTYPES = frozenset(
-    ["float16", "float32", "float64", "bool"]
-    + [f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)]
-)
-
-
-def check_dtypes(signature: Signature) -> None:
-    """Raise UnsupportedError for an input or output that TVM has no tensor for."""
-    for spec in (*signature.inputs, *signature.outputs):
-        if spec.dtype not in DTYPES:
-            raise UnsupportedError(f"target tvm takes no {spec.dtype} tensors: `{spec}`")
 
 
 @contextlib.contextmanager
@@ -69,37 +58,12 @@ def folded(path: str, inputs: tuple[TensorSpec, ...]) -> onnx.ModelProto:
     where the file is no model, UnsupportedError where ONNX Runtime cannot take it.
     """
     import onnx
-    import onnxruntime
-    from google.protobuf.message import DecodeError
-    from onnxruntime.capi import onnxruntime_pybind11_state as raised
 
-    try:
-        model = onnx.load(path)
-    except (OSError, DecodeError, onnx.checker.ValidationError) as error:
-        raise SourceError(f"cannot read the ONNX model `{path}`: {error}") from error
+    model = read_whole(path)
     check_operators(model, foreign_only=True)
     set_inputs(model, inputs)
-    model = _upgraded(model)
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    options.log_severity_level = 3
     with tempfile.TemporaryDirectory(prefix="deploykit-tvm-") as folder:
-        saved = Path(folder) / "folded.onnx"
-        options.optimized_model_filepath = str(saved)
-        # weights beside the graph, so that a model over 2 GiB can be written and read at all
-        options.add_session_config_entry(
-            "session.optimized_model_external_initializers_file_name", "weights.bin"
-        )
-        original = Path(folder) / "model.onnx"
-        onnx.save(model, original, save_as_external_data=True, location="original.bin")
-        try:
-            onnxruntime.InferenceSession(str(original), options, providers=["CPUExecutionProvider"])
-        except (raised.Fail, raised.InvalidGraph, raised.NotImplemented) as error:
-            raise UnsupportedError(
-                "target tvm has its graph folded by ONNX Runtime, which cannot take it: "
-                f"{str(error).splitlines()[0]}"
-            ) from error
-        return onnx.load(str(saved))
+        return onnx.load(fold(_upgraded(model), Path(folder), target="tvm"))
 
 
 def _upgraded(model: onnx.ModelProto) -> onnx.ModelProto:

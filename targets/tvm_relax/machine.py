@@ -8,8 +8,9 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from deploykit._plugins.targets.tvm_relax import instruction_sets
+from deploykit._plugins.targets.tvm_relax import vectors
 
+from deploykit import llvm_names
 from deploykit.errors import UnsupportedError
 from deploykit.processor import architecture
 
@@ -40,17 +41,17 @@ class Processor:
     @property
     def cpu_flags(self) -> tuple[str, ...]:
         """The instruction sets in the kernel's words."""
-        return instruction_sets.in_the_kernels_words(self.features, self.architecture)
+        return llvm_names.in_the_kernels_words(self.features, self.architecture)
 
     @property
     def lanes(self) -> int:
         """How many float32 a vector register holds."""
-        return instruction_sets.lanes(self.features)
+        return vectors.lanes(self.features)
 
     @property
     def registers(self) -> int:
         """How many vector registers there are."""
-        return instruction_sets.registers(self.features, self.architecture)
+        return vectors.registers(self.features, self.architecture)
 
     @property
     def halves(self) -> bool:

@@ -18,7 +18,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,8 +32,10 @@ from deploykit._plugins.targets.tvm_relax.building import Building
 from deploykit._plugins.targets.tvm_relax.session import TvmSession
 
 from deploykit.errors import UnavailableError, UnsupportedError
-from deploykit.onnx_graph import fixed_inputs
+from deploykit.onnx_graph import NUMBERS, check_dtypes, fixed_inputs
+from deploykit.payload_files import read_record, write_record
 from deploykit.plugin_settings import Setting, in_force
+from deploykit.processor import require
 from deploykit.progress import phase
 from deploykit.protocol import (
     Availability,
@@ -107,7 +108,8 @@ def compile(request: CompileRequest) -> CompileResult:
         raise UnsupportedError(
             f"target tvm has no precision `{request.precision}`", hint="it has fp32 and fp16"
         )
-    graphs.check_dtypes(request.signature)
+    specs = (*request.signature.inputs, *request.signature.outputs)
+    check_dtypes(specs, NUMBERS, target="tvm")
     inputs = fixed_inputs(request.signature.inputs, request.shapes)
     phase("importing tvm")
     runtime.make_room_for_threads()
@@ -137,9 +139,7 @@ def compile(request: CompileRequest) -> CompileResult:
         "gpus": gpus,
         "inputs": [value.name for value in model.graph.input],
     }
-    temporary = payload / f"{BUILD}.tmp"
-    temporary.write_text(json.dumps(build, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    temporary.replace(payload / BUILD)
+    write_record(payload / BUILD, build)
     return CompileResult(
         signature=Signature(
             inputs=inputs, outputs=graphs.outputs(model, request.signature.outputs)
@@ -160,8 +160,8 @@ def load(request: LoadRequest) -> TvmSession:
     """
     in_force(request.settings, SETTINGS, plugin="tvm")
     payload = Path(request.payload)
-    build = json.loads((payload / BUILD).read_text(encoding="utf-8"))
-    runtime.require(build["architecture"], build["cpu_flags"])
+    build = read_record(payload / BUILD, dict)
+    require("the library", build["architecture"], build["cpu_flags"])
     lacking = cuda.missing_to_run() if request.device == "cuda" else None
     if lacking:
         raise UnavailableError(f"target tvm:cuda needs {lacking}")

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploykit.errors import BundleError, UnavailableError
-from deploykit.processor import architecture, instruction_sets
 
 if TYPE_CHECKING:
     import numpy as np
@@ -72,22 +71,6 @@ def folder() -> Path:
     raise UnavailableError(
         "TVM's runtime is not installed here", hint="install the package apache-tvm"
     )
-
-
-def require(built_for: str, flags: list[str]) -> None:
-    """Raise UnavailableError where this machine lacks what a library was compiled for."""
-    if built_for != architecture():
-        raise UnavailableError(
-            f"the library was compiled for {built_for}, this machine is {architecture()}",
-            hint="compile it for a machine like this one",
-        )
-    present = instruction_sets()
-    missing = sorted(set(flags) - present) if present else []
-    if missing:
-        raise UnavailableError(
-            f"the library uses {', '.join(missing)}, which this processor lacks",
-            hint="compile it for a machine like this one",
-        )
 
 
 def use_threads(threads: int | None) -> None:

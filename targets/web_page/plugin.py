@@ -36,7 +36,7 @@ from deploykit.errors import (
     UnsupportedError,
 )
 from deploykit.onnx_file import signature_of
-from deploykit.onnx_graph import fixed_inputs
+from deploykit.onnx_graph import check_dtypes, fixed_inputs
 from deploykit.plugin_settings import Setting, in_force
 from deploykit.progress import phase
 from deploykit.protocol import (
@@ -81,6 +81,7 @@ HEADERS = (
 # what exporters call a graph that has no name of its own
 NAMELESS = r"|(main|torch|tf2onnx|torch[-_]jit([-_]export)?)?[-_]?(graph|model)?"
 
+NO_SUCH_TENSORS = "onnxruntime-web has no such tensors in JavaScript"
 NO_ADAPTER = "offers no WebGPU adapter"
 
 # What a browser must have, and what it says of its GPU; a driver may leave that without an answer.
@@ -152,7 +153,8 @@ def compile(request: CompileRequest) -> CompileResult:
             f"target web compiles for browsers, not for {request.hardware.name}",
             hint="leave --hardware out: its folder runs in the browser of any machine",
         )
-    _check_dtypes(request.signature)
+    specs = (*request.signature.inputs, *request.signature.outputs)
+    check_dtypes(specs, exchange.DTYPES, target="web", hint=NO_SUCH_TENSORS)
     phase("reading the model")
     model = model_files.read(request.model)
     payload = Path(request.payload)
@@ -188,15 +190,6 @@ def load(request: LoadRequest) -> WebSession:
     if not page.browser.sandboxed:
         phase("loaded; the browser has no sandbox here")
     return WebSession(page, request.signature)
-
-
-def _check_dtypes(signature: Signature) -> None:
-    for spec in (*signature.inputs, *signature.outputs):
-        if spec.dtype not in exchange.DTYPES:
-            raise UnsupportedError(
-                f"target web takes no {spec.dtype} tensors: `{spec}`",
-                hint="onnxruntime-web has no such tensors in JavaScript",
-            )
 
 
 def _outputs(model: onnx.ModelProto, asked: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from deploykit.llvm_names import cpu_name, features, flags_of, triple
+from deploykit.llvm_names import cpu_name, features, flags_of, in_the_kernels_words, triple
 
 
 def x86(vendor: str, family: int, model: int, flags: str = "fpu") -> str:
@@ -125,3 +125,12 @@ def test_this_machine_has_a_name() -> None:
     if machine == "x86_64":
         assert cpu_name(machine, text)
         assert f"+{'sse4.2'}" in features(machine, text)
+
+
+def test_features_in_the_kernels_words() -> None:
+    words = in_the_kernels_words
+    names = ["avx512vnni", "sse4.1", "lzcnt", "fast-gather"]
+    assert words(names, "x86_64") == ("abm", "avx512_vnni", "sse4_1")
+    names = ["neon", "fullfp16", "dotprod", "a76"]
+    assert words(names, "aarch64") == ("asimd", "asimddp", "asimdhp")
+    assert words(["v", "zvl256b"], "riscv64") == ()

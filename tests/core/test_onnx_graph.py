@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from deploykit.errors import UsageError
-from deploykit.onnx_graph import every_node, fixed_inputs, set_inputs
+from deploykit.errors import SourceError, UnsupportedError, UsageError
+from deploykit.onnx_graph import (
+    NUMBERS,
+    check_dtypes,
+    every_node,
+    fixed_inputs,
+    read_whole,
+    set_inputs,
+)
 from deploykit.protocol import TensorSpec
 
 IDS = TensorSpec(name="ids", dtype="int64", shape=("batch", "length"))
@@ -103,3 +112,22 @@ def test_nodes_of_branches_are_found() -> None:
         [value("y", TensorProto.FLOAT, [1])],
     )
     assert sorted(each.op_type for each in every_node(graph)) == ["Abs", "If", "Neg"]
+
+
+def test_element_types_that_a_target_lacks() -> None:
+    check_dtypes((IDS, MASK), NUMBERS, target="test")
+    words = TensorSpec(name="words", dtype="string", shape=(1,))
+    with pytest.raises(
+        UnsupportedError, match="target test takes no string tensors: `words"
+    ) as raised:
+        check_dtypes((IDS, words), NUMBERS, target="test", hint="none")
+    assert raised.value.hint == "none"
+
+
+@pytest.mark.parametrize("content", [b"no model", None])
+def test_a_file_that_is_no_model(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "broken.onnx"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(SourceError, match=r"broken\.onnx"):
+        read_whole(str(path))

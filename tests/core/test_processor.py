@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from deploykit import processor
+from deploykit.errors import UnavailableError
 
 
 @pytest.mark.parametrize(
@@ -46,3 +47,16 @@ def test_unknown_where_the_kernel_says_nothing(
 def test_this_machine() -> None:
     assert processor.architecture() == "x86_64"
     assert "sse2" in processor.instruction_sets()
+
+
+def test_what_a_machine_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processor, "architecture", lambda: "aarch64")
+    monkeypatch.setattr(processor, "instruction_sets", lambda: frozenset({"asimd"}))
+    processor.require("the library", "aarch64", ["asimd"])
+    with pytest.raises(UnavailableError, match="the library uses sve, sve2, which"):
+        processor.require("the library", "aarch64", ["sve2", "asimd", "sve"])
+    with pytest.raises(UnavailableError, match="for x86_64, this machine is aarch64"):
+        processor.require("the library", "x86_64", [])
+    # an emulated processor: what it has is not known
+    monkeypatch.setattr(processor, "instruction_sets", frozenset)
+    processor.require("the library", "aarch64", ["sve"])

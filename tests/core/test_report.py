@@ -16,7 +16,7 @@ import pytest
 from deploykit import report as reports
 from deploykit.errors import OutputError, UsageError
 from deploykit.machine import fingerprint
-from deploykit.outcomes import Outcome, skipped
+from deploykit.outcomes import Outcome
 from deploykit.parity import compare, default_tolerance
 from deploykit.report import Measurement, ParitySummary, Ratio, Report
 from deploykit.report_table import summary, table
@@ -80,7 +80,7 @@ def report() -> Report:
             target="tensorrt",
             device="gpu",
             precision="fp16",
-            outcome=skipped("no GPU was found here"),
+            outcome=Outcome(kind="skipped", detail="no GPU was found here"),
         ),
     )
     return Report(

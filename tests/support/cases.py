@@ -2,8 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from deploykit.tensors import read_tensors
+
+
+def golden_tensors(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the golden inputs and outputs of a shared model, by the model's tensor names."""
+    names = json.loads((folder / "golden.json").read_text())["tensor_names"]
+    tensors = read_tensors(folder / "golden.npz")
+    feed, expected = (
+        {tensor: tensors[f"{side}_{key}"] for key, tensor in names[side].items()}
+        for side in ("in", "out")
+    )
+    return feed, expected
+
 
 TARGETS = ("onnxruntime", "openvino", "tvm")
 

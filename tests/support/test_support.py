@@ -20,9 +20,9 @@ import deploykit as dk
 from deploykit import environments, plugins
 from deploykit.errors import UnsupportedError
 from deploykit.parity import compare
-from deploykit.tensors import read_tensors, write_tensors
+from deploykit.tensors import write_tensors
 
-from .cases import CASES, TARGETS, Case
+from .cases import CASES, TARGETS, Case, golden_tensors
 
 pytestmark = pytest.mark.environment
 
@@ -58,13 +58,7 @@ def golden(shared_models: Path, request: pytest.FixtureRequest) -> tuple[Any, An
     folder = shared_models / request.node.callspec.params["case"].folder
     if not (folder / "golden.npz").is_file():
         return {}, {}
-    names = json.loads((folder / "golden.json").read_text())["tensor_names"]
-    tensors = read_tensors(folder / "golden.npz")
-    feed, expected = (
-        {tensor: tensors[f"{side}_{key}"] for key, tensor in names[side].items()}
-        for side in ("in", "out")
-    )
-    return feed, expected
+    return golden_tensors(folder)
 
 
 def by_name(tensors: dict[str, Any], specs: tuple[dk.TensorSpec, ...]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,8 +15,9 @@ from deploykit import plugins
 from deploykit.bundle import golden, read_manifest
 from deploykit.parity import compare
 from deploykit.target_choice import available_targets
-from deploykit.tensors import read_tensors, write_tensors
+from deploykit.tensors import write_tensors
 
+from .cases import golden_tensors
 from .test_support import by_name, reason
 
 pytestmark = pytest.mark.environment
@@ -69,17 +69,6 @@ def here() -> list[str]:
 @pytest.fixture(scope="module")
 def found(here: list[str]) -> dict[str, Found]:
     return {name: Found() for name in here}
-
-
-def golden_tensors(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the golden inputs and outputs by the model's own names."""
-    names = json.loads((folder / "golden.json").read_text())["tensor_names"]
-    tensors = read_tensors(folder / "golden.npz")
-    feed, expected = (
-        {tensor: tensors[f"{side}_{key}"] for key, tensor in names[side].items()}
-        for side in ("in", "out")
-    )
-    return feed, expected
 
 
 def words(bundle: Any, shared_models: Path) -> str:

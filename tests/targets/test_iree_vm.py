@@ -14,20 +14,18 @@ import pytest
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
-from deploykit import environments, plugins
 from deploykit.errors import SourceError, UnavailableError, UnsupportedError
 from deploykit.onnx_file import signature_of
 from deploykit.protocol import (
-    Availability,
     CompileRequest,
     CompileResult,
     Hardware,
-    LoadRequest,
     OperatorRun,
     OperatorsRequest,
 )
-from deploykit.steps import Worker
 from deploykit.tensors import write_tensors
+
+from .worker_bench import WorkerBench
 
 FLOAT = TensorProto.FLOAT
 INT64 = TensorProto.INT64
@@ -37,68 +35,13 @@ pytestmark = pytest.mark.environment
 Feed = dict[str, "np.ndarray[Any, Any]"]
 
 
-class Target:
-    """The plugin in a worker; what it loads is loaded by another one."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.plugin = plugins.target("iree")
-        self.python = environments.interpreter(self.plugin)
-        self.payload = folder
-        self.request: CompileRequest | None = None
-        self.result: CompileResult | None = None
-
-    def worker(self) -> Worker:
-        return Worker(self.plugin, python=self.python, label="iree", threads=2)
-
-    def probe(self) -> dict[str, Availability]:
-        with self.worker() as worker:
-            found = worker.call("probe", None, tuple[Availability, ...])
-        return {each.device: each for each in found}
-
-    def compile(self, model: onnx.ModelProto | Path, **more: Any) -> CompileResult:
-        """Compile `model`, given as itself or as a file, to a new payload."""
-        self.payload = self.folder / f"payload-{len(list(self.folder.iterdir()))}"
-        self.payload.mkdir()
-        if isinstance(model, Path):
-            path, loaded = model, onnx.load(model, load_external_data=False)
-        else:
-            path, loaded = self.folder / "model.onnx", model
-            onnx.save(model, path)
-        self.request = CompileRequest(
-            model=str(path),
-            payload=str(self.payload),
-            signature=signature_of(loaded),
-            **{"device": "cpu", "threads": 2, **more},
-        )
-        with self.worker() as worker:
-            self.result = worker.call("compile", self.request, CompileResult)
-        return self.result
-
-    def load_request(self, **more: Any) -> LoadRequest:
-        assert self.request is not None
-        assert self.result is not None
-        return LoadRequest(
-            payload=str(self.payload),
-            signature=self.result.signature,
-            device=self.request.device,
-            precision=self.request.precision,
-            **{"threads": 2, "settings": self.result.settings, **more},
-        )
-
-    def run(self, *feeds: Feed) -> list[Feed]:
-        """Load what was compiled in a fresh process and run it on each of `feeds`."""
-        with self.worker() as worker:
-            session = worker.open(self.load_request())
-            return [session.run(feed) for feed in feeds]
-
-    def module(self) -> bytes:
-        return (self.payload / "model.vmfb").read_bytes()
+def compiled_module(target: WorkerBench) -> bytes:
+    return (target.payload / "model.vmfb").read_bytes()
 
 
 @pytest.fixture
-def target(tmp_path: Path) -> Target:
-    return Target(tmp_path)
+def target(tmp_path: Path) -> WorkerBench:
+    return WorkerBench("iree", tmp_path)
 
 
 def _assert_like_reference(
@@ -153,7 +96,7 @@ def _one_node(node: Any, inputs: list[Any], output: Any) -> onnx.ModelProto:
         ),
     ],
 )
-def test_an_operator_that_it_lacks_is_named(target: Target, node: Any, said: str) -> None:
+def test_an_operator_that_it_lacks_is_named(target: WorkerBench, node: Any, said: str) -> None:
     inputs = [("x", FLOAT, [1, 1, 4, 4]), ("grid", FLOAT, [1, 2, 2, 2])]
     with pytest.raises(UnsupportedError, match="iree") as raised:
         target.compile(_one_node(node, inputs, ("y", FLOAT, [1, 1, 2, 2])))
@@ -161,7 +104,7 @@ def test_an_operator_that_it_lacks_is_named(target: Target, node: Any, said: str
     assert said.startswith("com") or "sampler" in raised.value.message
 
 
-def test_what_comes_out_wrong_is_refused(target: Target, build: Any) -> None:
+def test_what_comes_out_wrong_is_refused(target: WorkerBench, build: Any) -> None:
     resized = build(
         [("Resize", ["x", "", "scales"], ["y"], ALIGNED)],
         [("x", FLOAT, [1, 1, 2, 4])],
@@ -173,7 +116,7 @@ def test_what_comes_out_wrong_is_refused(target: Target, build: Any) -> None:
     assert raised.value.operators == ("Resize",)
 
 
-def test_scan_is_refused_for_it_comes_out_wrong(target: Target, build: Any) -> None:
+def test_scan_is_refused_for_it_comes_out_wrong(target: WorkerBench, build: Any) -> None:
     info = helper.make_tensor_value_info
     body = helper.make_graph(
         [
@@ -194,7 +137,7 @@ def test_scan_is_refused_for_it_comes_out_wrong(target: Target, build: Any) -> N
     assert raised.value.operators == ("Scan",)
 
 
-def test_strings_and_unknown_ranks_are_refused(target: Target, build: Any) -> None:
+def test_strings_and_unknown_ranks_are_refused(target: WorkerBench, build: Any) -> None:
     words = build(
         [("Identity", ["x"], ["y"], {})],
         [("x", TensorProto.STRING, [2])],
@@ -210,7 +153,7 @@ def test_strings_and_unknown_ranks_are_refused(target: Target, build: Any) -> No
 
 
 @pytest.mark.parametrize("content", [b"no model at all", b"\x08\x08\x12\x04onnx\x3a\xff\xff"])
-def test_a_file_that_is_no_model(target: Target, build: Any, content: bytes) -> None:
+def test_a_file_that_is_no_model(target: WorkerBench, build: Any, content: bytes) -> None:
     broken = target.folder / "broken.onnx"
     broken.write_bytes(content)
     request = CompileRequest(
@@ -234,14 +177,16 @@ def test_a_file_that_is_no_model(target: Target, build: Any, content: bytes) -> 
     ],
 )
 def test_hardware_without_code_is_refused(
-    target: Target, build: Any, device: str, hardware: Any, said: str
+    target: WorkerBench, build: Any, device: str, hardware: Any, said: str
 ) -> None:
     with pytest.raises(UnsupportedError) as raised:
         target.compile(_perceptron(build), device=device, hardware=Hardware(name="odd", **hardware))
     assert said in raised.value.message + raised.value.hint
 
 
-def test_a_half_precision_that_would_not_take_effect_is_refused(target: Target, build: Any) -> None:
+def test_a_half_precision_that_would_not_take_effect_is_refused(
+    target: WorkerBench, build: Any
+) -> None:
     old = Hardware(name="old", triple="x86_64-linux-gnu", cpu="x86-64-v3")
     for precision in ("fp16", "bf16"):
         with pytest.raises(UnsupportedError, match="float32 first"):
@@ -255,7 +200,7 @@ def test_a_half_precision_that_would_not_take_effect_is_refused(target: Target, 
 
 
 @pytest.mark.parametrize("name", ["mnist_conv_o8", "optimum_tiny_bert", "dtln_1"])
-def test_real_models(target: Target, golden: Callable[[str], Any], name: str) -> None:
+def test_real_models(target: WorkerBench, golden: Callable[[str], Any], name: str) -> None:
     case = golden(name)
     result = target.compile(case.path)
     feed = {spec.name: case.feed[spec.name] for spec in result.signature.inputs}
@@ -263,7 +208,7 @@ def test_real_models(target: Target, golden: Callable[[str], Any], name: str) ->
     case.assert_same(actual)
 
 
-def test_a_dynamic_batch(target: Target, small_onnx: Path) -> None:
+def test_a_dynamic_batch(target: WorkerBench, small_onnx: Path) -> None:
     result = target.compile(small_onnx)
     assert result.signature.inputs[0].shape == ("batch", 3, 8, 8)
     assert any("x:0 may have any size" in note for note in result.notes)
@@ -272,7 +217,7 @@ def test_a_dynamic_batch(target: Target, small_onnx: Path) -> None:
         _assert_like_reference(actual, onnx.load(small_onnx), feed)
 
 
-def test_a_size_is_found_among_unknown_ones(target: Target, build: Any) -> None:
+def test_a_size_is_found_among_unknown_ones(target: WorkerBench, build: Any) -> None:
     """What the importer alone gets wrong: it lines up the axes of a Reshape one by one."""
     model = build(
         [
@@ -295,7 +240,7 @@ def test_a_size_is_found_among_unknown_ones(target: Target, build: Any) -> None:
         _assert_like_reference(actual, model, feed)
 
 
-def test_pools_with_uneven_borders_and_float64(target: Target, build: Any) -> None:
+def test_pools_with_uneven_borders_and_float64(target: WorkerBench, build: Any) -> None:
     """Float64 stays so where a model has it; without any, the compiler's own constants may not."""
     pool = build(
         [
@@ -325,7 +270,7 @@ def test_pools_with_uneven_borders_and_float64(target: Target, build: Any) -> No
     assert actual["y"].tolist() == [1 / 3, 2 / 3]
 
 
-def test_types_and_branches(target: Target, build: Any) -> None:
+def test_types_and_branches(target: WorkerBench, build: Any) -> None:
     info = helper.make_tensor_value_info
     twice = helper.make_graph(
         [helper.make_node("Add", ["x", "x"], ["double"])], "a", [], [info("double", FLOAT, [2, 3])]
@@ -368,7 +313,7 @@ def test_types_and_branches(target: Target, build: Any) -> None:
         _assert_like_reference(actual, model, feed)
 
 
-def test_half_precision_where_the_processor_has_it(target: Target, build: Any) -> None:
+def test_half_precision_where_the_processor_has_it(target: WorkerBench, build: Any) -> None:
     result = target.compile(_perceptron(build), precision="fp16", hardware=PI_5)
     assert any("fp16" in note for note in result.notes)
     kernels = json.loads((target.payload / "build.json").read_text())["kernels"]
@@ -387,9 +332,9 @@ def test_half_precision_where_the_processor_has_it(target: Target, build: Any) -
 # Other machines, other devices.
 
 
-def test_for_a_raspberry_pi(target: Target, build: Any) -> None:
+def test_for_a_raspberry_pi(target: WorkerBench, build: Any) -> None:
     result = target.compile(_perceptron(build), hardware=PI_5)
-    module = target.module()
+    module = compiled_module(target)
     header = module[module.index(b"\x7fELF") :]
     assert header[4] == 2  # 64 bits
     assert int.from_bytes(header[18:20], "little") == 183  # EM_AARCH64
@@ -398,9 +343,9 @@ def test_for_a_raspberry_pi(target: Target, build: Any) -> None:
         worker.open(target.load_request())
 
 
-def test_for_riscv_and_a_level_of_x86(target: Target, build: Any) -> None:
+def test_for_riscv_and_a_level_of_x86(target: WorkerBench, build: Any) -> None:
     target.compile(_perceptron(build), hardware=Hardware(name="board", triple="riscv64-linux-gnu"))
-    header = target.module()[target.module().index(b"\x7fELF") :]
+    header = compiled_module(target)[compiled_module(target).index(b"\x7fELF") :]
     assert int.from_bytes(header[18:20], "little") == 243  # EM_RISCV
     v3 = Hardware(name="v3", triple="x86_64-linux-gnu", cpu="x86-64-v3")
     result = target.compile(_perceptron(build), hardware=v3)
@@ -409,10 +354,10 @@ def test_for_riscv_and_a_level_of_x86(target: Target, build: Any) -> None:
 
 
 @pytest.mark.parametrize(("asked", "made"), [("sm_80", b"sm_80"), ("sm_90", b"sm_89")])
-def test_for_cuda_without_a_gpu(target: Target, build: Any, asked: str, made: bytes) -> None:
+def test_for_cuda_without_a_gpu(target: WorkerBench, build: Any, asked: str, made: bytes) -> None:
     gpu = Hardware(name="gpu", triple="x86_64-linux-gnu", gpu=asked)
     result = target.compile(_perceptron(build), device="cuda", hardware=gpu)
-    module = target.module()
+    module = compiled_module(target)
     assert re.findall(rb"\.target (sm_\w+)", module)[0] == made
     assert b"tf32" not in module  # fp32 is fp32
     assert any(made.decode() in note for note in result.notes)
@@ -420,7 +365,7 @@ def test_for_cuda_without_a_gpu(target: Target, build: Any, asked: str, made: by
 
 
 def test_a_device_that_is_not_here_says_what_is_missing(
-    target: Target, monkeypatch: pytest.MonkeyPatch
+    target: WorkerBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VK_ICD_FILENAMES", "/nonexistent.json")
     monkeypatch.setenv("VK_DRIVER_FILES", "/nonexistent.json")
@@ -432,7 +377,7 @@ def test_a_device_that_is_not_here_says_what_is_missing(
         assert "NVIDIA" in found["cuda"].detail
 
 
-def test_on_vulkan(target: Target, golden: Callable[[str], Any]) -> None:
+def test_on_vulkan(target: WorkerBench, golden: Callable[[str], Any]) -> None:
     here = target.probe()["vulkan"]
     if not here.available:
         pytest.skip(here.detail)
@@ -446,7 +391,7 @@ def test_on_vulkan(target: Target, golden: Callable[[str], Any]) -> None:
 # What is loaded.
 
 
-def test_a_payload_for_another_processor_is_refused(target: Target, build: Any) -> None:
+def test_a_payload_for_another_processor_is_refused(target: WorkerBench, build: Any) -> None:
     target.compile(_perceptron(build))
     path = target.payload / "build.json"
     found = json.loads(path.read_text())
@@ -455,7 +400,7 @@ def test_a_payload_for_another_processor_is_refused(target: Target, build: Any) 
         worker.open(target.load_request())
 
 
-def test_threads_are_those_asked_for(target: Target, build: Any) -> None:
+def test_threads_are_those_asked_for(target: WorkerBench, build: Any) -> None:
     target.compile(_perceptron(build))
     counts = []
     with target.worker() as worker:
@@ -468,7 +413,7 @@ def test_threads_are_those_asked_for(target: Target, build: Any) -> None:
 
 
 @pytest.mark.parametrize("device", ["cpu", "vulkan"])
-def test_what_runs_where(target: Target, build: Any, device: str) -> None:
+def test_what_runs_where(target: WorkerBench, build: Any, device: str) -> None:
     here = target.probe()[device]
     if not here.available:
         pytest.skip(here.detail)

@@ -15,7 +15,7 @@ import pytest
 from onnx import TensorProto
 from onnx.reference import ReferenceEvaluator
 
-from deploykit import environments, plugins
+from deploykit import plugins
 from deploykit.errors import SourceError, UnavailableError, UnsupportedError, UsageError
 from deploykit.onnx_file import signature_of
 from deploykit.protocol import (
@@ -23,12 +23,12 @@ from deploykit.protocol import (
     CompileRequest,
     CompileResult,
     Hardware,
-    LoadRequest,
     OperatorRun,
     OperatorsRequest,
 )
-from deploykit.steps import Worker
 from deploykit.tensors import write_tensors
+
+from .worker_bench import WorkerBench
 
 pytestmark = pytest.mark.environment
 
@@ -39,62 +39,9 @@ PHONE = Hardware(name="phone", triple="aarch64-linux-android", cpu="cortex-a76")
 Array = np.ndarray[Any, Any]
 
 
-@pytest.fixture(scope="module")
-def python() -> Path:
-    return environments.interpreter(PLUGIN)
-
-
-class Bench:
-    """Compiles in one worker and loads in another, as `deploykit compile` does."""
-
-    def __init__(self, python: Path, folder: Path) -> None:
-        self.python = python
-        self.folder = folder
-        self.payload = folder / "payload"
-        self.result: CompileResult | None = None
-
-    def worker(self) -> Worker:
-        return Worker(PLUGIN, python=self.python, label="mnn")
-
-    def compile(self, model: onnx.ModelProto | Path, **more: Any) -> CompileResult:
-        shutil.rmtree(self.payload, ignore_errors=True)
-        self.payload.mkdir()
-        path = model if isinstance(model, Path) else self.folder / "model.onnx"
-        if isinstance(model, onnx.ModelProto):
-            onnx.save(model, path)
-        signature = signature_of(onnx.load(path))
-        request = CompileRequest(
-            model=str(path),
-            payload=str(self.payload),
-            signature=signature,
-            device="cpu",
-            **{"threads": 2, **more},
-        )
-        with self.worker() as worker:
-            self.result = worker.call("compile", request, CompileResult)
-        return self.result
-
-    def request(self) -> LoadRequest:
-        assert self.result is not None
-        return LoadRequest(
-            payload=str(self.payload),
-            signature=self.result.signature,
-            device="cpu",
-            threads=2,
-            settings=self.result.settings,
-        )
-
-    def run(self, *feeds: dict[str, Array]) -> list[dict[str, Array]]:
-        """Run in a fresh process, the ONNX file gone."""
-        (self.folder / "model.onnx").unlink(missing_ok=True)
-        with self.worker() as worker:
-            session = worker.open(self.request())
-            return [session.run(feed) for feed in feeds]
-
-
 @pytest.fixture
-def mnn(python: Path, tmp_path: Path) -> Bench:
-    return Bench(python, tmp_path)
+def mnn(tmp_path: Path) -> WorkerBench:
+    return WorkerBench("mnn", tmp_path)
 
 
 def _expected(model: onnx.ModelProto, feed: dict[str, Array]) -> dict[str, Array]:
@@ -109,7 +56,7 @@ def _assert_same(actual: dict[str, Array], expected: dict[str, Array]) -> None:
         np.testing.assert_allclose(actual[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
-def test_operators_that_it_lacks_are_named(mnn: Bench, build: Any) -> None:
+def test_operators_that_it_lacks_are_named(mnn: WorkerBench, build: Any) -> None:
     spectrum = build(
         [("DFT", ["x"], ["y"], {"axis": 1})],
         [("x", FLOAT, [1, 4, 1])],
@@ -121,7 +68,9 @@ def test_operators_that_it_lacks_are_named(mnn: Bench, build: Any) -> None:
     assert list(mnn.payload.iterdir()) == []
 
 
-def test_an_operator_of_another_maker_is_not_taken_for_onnx_s_own(mnn: Bench, build: Any) -> None:
+def test_an_operator_of_another_maker_is_not_taken_for_onnx_s_own(
+    mnn: WorkerBench, build: Any
+) -> None:
     model = build([("Relu", ["x"], ["y"], {})], [("x", FLOAT, [2])], [("y", FLOAT, [2])])
     model.graph.node[0].domain = "example.invented"
     model.opset_import.append(onnx.helper.make_opsetid("example.invented", 1))
@@ -129,7 +78,7 @@ def test_an_operator_of_another_maker_is_not_taken_for_onnx_s_own(mnn: Bench, bu
         mnn.compile(model)
 
 
-def test_a_converter_that_crashes_is_a_refusal(mnn: Bench, build: Any) -> None:
+def test_a_converter_that_crashes_is_a_refusal(mnn: WorkerBench, build: Any) -> None:
     model = build(
         [
             ("DequantizeLinear", ["x", "scale", "zero"], ["real"], {}),
@@ -153,14 +102,14 @@ def test_a_converter_that_crashes_is_a_refusal(mnn: Bench, build: Any) -> None:
     assert raised.value.operators == ("DequantizeLinear", "QuantizeLinear")
 
 
-def test_strings_are_refused(mnn: Bench, build: Any) -> None:
+def test_strings_are_refused(mnn: WorkerBench, build: Any) -> None:
     text = TensorProto.STRING
     model = build([("Identity", ["x"], ["y"], {})], [("x", text, [2])], [("y", text, [2])])
     with pytest.raises(UnsupportedError, match="string"):
         mnn.compile(model)
 
 
-def test_a_file_that_is_no_model(mnn: Bench, convolutions: Any, tmp_path: Path) -> None:
+def test_a_file_that_is_no_model(mnn: WorkerBench, convolutions: Any, tmp_path: Path) -> None:
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"no model at all")
     request = CompileRequest(
@@ -173,7 +122,7 @@ def test_a_file_that_is_no_model(mnn: Bench, convolutions: Any, tmp_path: Path) 
         worker.call("compile", request, CompileResult)
 
 
-def test_precisions_settings_and_damage(mnn: Bench, convolutions: Any) -> None:
+def test_precisions_settings_and_damage(mnn: WorkerBench, convolutions: Any) -> None:
     with pytest.raises(UnsupportedError, match="fp12"):
         mnn.compile(convolutions, precision="fp12")
     with pytest.raises(UsageError) as raised:
@@ -186,7 +135,7 @@ def test_precisions_settings_and_damage(mnn: Bench, convolutions: Any) -> None:
 
 
 def test_what_takes_no_effect_here_is_refused_and_portable_for_a_phone(
-    mnn: Bench, convolutions: Any
+    mnn: WorkerBench, convolutions: Any
 ) -> None:
     result = mnn.compile(convolutions, precision="fp16", hardware=PHONE)
     assert any("takes effect on phone" in note for note in result.notes)
@@ -198,14 +147,14 @@ def test_what_takes_no_effect_here_is_refused_and_portable_for_a_phone(
     assert np.abs(exact - _expected(convolutions, probe)["y"]).max() < 1e-5
 
 
-def test_probe_names_the_version(mnn: Bench) -> None:
+def test_probe_names_the_version(mnn: WorkerBench) -> None:
     with mnn.worker() as worker:
         (found,) = worker.call("probe", None, tuple[Availability, ...])
     assert found.available
     assert found.versions["MNN"] == "3.6.1"
 
 
-def test_pooling_with_pads_and_no_strides(mnn: Bench, build: Any) -> None:
+def test_pooling_with_pads_and_no_strides(mnn: WorkerBench, build: Any) -> None:
     """MNN 3.6.1 divides by zero where strides are left to their default."""
     model = build(
         [("AveragePool", ["x"], ["y"], {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]})],
@@ -217,7 +166,7 @@ def test_pooling_with_pads_and_no_strides(mnn: Bench, build: Any) -> None:
     _assert_same(mnn.run(feed)[0], _expected(model, feed))
 
 
-def test_what_it_misconverts_is_refused(mnn: Bench, build: Any) -> None:
+def test_what_it_misconverts_is_refused(mnn: WorkerBench, build: Any) -> None:
     """MNN 3.6.1 pads at the end where ONNX says at the beginning."""
     model = build(
         [
@@ -235,7 +184,7 @@ def test_what_it_misconverts_is_refused(mnn: Bench, build: Any) -> None:
         mnn.compile(model)
 
 
-def test_names_dtypes_and_dynamic_sizes_stay(mnn: Bench, build: Any) -> None:
+def test_names_dtypes_and_dynamic_sizes_stay(mnn: WorkerBench, build: Any) -> None:
     """Token ids, a mask, a scalar, an input that nobody reads and one that is an output."""
     model = build(
         [
@@ -278,7 +227,7 @@ def test_names_dtypes_and_dynamic_sizes_stay(mnn: Bench, build: Any) -> None:
     for feed, actual in zip(feeds, mnn.run(*feeds), strict=True):
         _assert_same(actual, _expected(model, feed))
     with mnn.worker() as worker:
-        session = worker.open(mnn.request())
+        session = worker.open(mnn.load_request())
         with pytest.raises(UnsupportedError, match="32 bits"):
             session.run(feeds[0] | {"ids": feeds[0]["ids"] + 2**40})
 
@@ -286,7 +235,7 @@ def test_names_dtypes_and_dynamic_sizes_stay(mnn: Bench, build: Any) -> None:
 @pytest.mark.parametrize(
     "name", ["dtln_1", "espcn_x3_nnresize_float", "mnist_conv_o8", "optimum_tiny_bert", "xdl_dnn"]
 )
-def test_real_models(mnn: Bench, golden: Callable[[str], Any], name: str) -> None:
+def test_real_models(mnn: WorkerBench, golden: Callable[[str], Any], name: str) -> None:
     case = golden(name)
     result = mnn.compile(case.path)
     feed = {spec.name: case.feed[spec.name] for spec in result.signature.inputs}
@@ -297,7 +246,7 @@ def test_real_models(mnn: Bench, golden: Callable[[str], Any], name: str) -> Non
 
 
 def test_a_model_that_takes_no_drawn_input_needs_sizes(
-    mnn: Bench, golden: Callable[[str], Any]
+    mnn: WorkerBench, golden: Callable[[str], Any]
 ) -> None:
     case = golden("silero_vad_v5")
     with pytest.raises(UnsupportedError, match="none of the inputs") as raised:
@@ -308,14 +257,14 @@ def test_a_model_that_takes_no_drawn_input_needs_sizes(
     case.assert_same(mnn.run(case.feed)[0])
 
 
-def test_operators_are_timed_and_carry_their_nodes(mnn: Bench, convolutions: Any) -> None:
+def test_operators_are_timed_and_carry_their_nodes(mnn: WorkerBench, convolutions: Any) -> None:
     for number, node in enumerate(convolutions.graph.node):
         node.name = f"node_{number}"
     mnn.compile(convolutions)
     feed = mnn.folder / "feed.npz"
     write_tensors(feed, {"x": np.ones((1, 16, 20, 36), np.float32)})
     with mnn.worker() as worker:
-        request = OperatorsRequest(load=mnn.request(), feed=str(feed))
+        request = OperatorsRequest(load=mnn.load_request(), feed=str(feed))
         found = worker.call("operators", request, tuple[OperatorRun, ...])
     computing = [run for run in found if run.operator.startswith("Convolution")]
     assert len(computing) == 3
@@ -325,7 +274,7 @@ def test_operators_are_timed_and_carry_their_nodes(mnn: Bench, convolutions: Any
     assert {(run.device, run.precision) for run in found} == {("cpu", "fp32")}
 
 
-def test_the_same_model_gives_the_same_file(mnn: Bench, convolutions: Any) -> None:
+def test_the_same_model_gives_the_same_file(mnn: WorkerBench, convolutions: Any) -> None:
     contents = []
     for _ in range(2):
         mnn.compile(convolutions)
@@ -345,7 +294,7 @@ def recorder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_compiling_opens_no_connection(
-    mnn: Bench, convolutions: Any, recorder: Path, monkeypatch: pytest.MonkeyPatch
+    mnn: WorkerBench, convolutions: Any, recorder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = mnn.folder / "connections.txt"
     monkeypatch.setenv("LD_PRELOAD", str(recorder))
@@ -357,7 +306,7 @@ def test_compiling_opens_no_connection(
     assert not list(packages.glob("python*/site-packages/aliyun*"))
 
 
-def test_the_modules_that_send_cannot_be_imported(mnn: Bench) -> None:
+def test_the_modules_that_send_cannot_be_imported(mnn: WorkerBench) -> None:
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from deploykit._plugins.targets.mnn_net import session\n"

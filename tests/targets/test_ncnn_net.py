@@ -15,7 +15,7 @@ import pytest
 from onnx import TensorProto
 from onnx.reference import ReferenceEvaluator
 
-from deploykit import environments, plugins
+from deploykit import plugins
 from deploykit.errors import SourceError, UnavailableError, UnsupportedError, UsageError
 from deploykit.onnx_file import signature_of
 from deploykit.protocol import (
@@ -23,9 +23,9 @@ from deploykit.protocol import (
     CompileRequest,
     CompileResult,
     Hardware,
-    LoadRequest,
 )
-from deploykit.steps import Worker
+
+from .worker_bench import WorkerBench
 
 pytestmark = pytest.mark.environment
 
@@ -36,66 +36,9 @@ PHONE = Hardware(name="phone", triple="aarch64-linux-android", cpu="cortex-a76")
 Array = np.ndarray[Any, Any]
 
 
-@pytest.fixture(scope="module")
-def python() -> Path:
-    return environments.interpreter(PLUGIN)
-
-
-class Bench:
-    """Compiles in one worker and loads in another, as `deploykit compile` does."""
-
-    def __init__(self, python: Path, folder: Path) -> None:
-        self.python = python
-        self.folder = folder
-        self.payload = folder / "payload"
-        self.device = "cpu"
-        self.precision = "fp32"
-        self.result: CompileResult | None = None
-
-    def worker(self) -> Worker:
-        return Worker(PLUGIN, python=self.python, label="ncnn")
-
-    def compile(self, model: onnx.ModelProto | Path, **more: Any) -> CompileResult:
-        shutil.rmtree(self.payload, ignore_errors=True)
-        self.payload.mkdir()
-        path = model if isinstance(model, Path) else self.folder / "model.onnx"
-        if isinstance(model, onnx.ModelProto):
-            onnx.save(model, path)
-        signature = signature_of(onnx.load(path))
-        self.precision = more.get("precision", "fp32")
-        request = CompileRequest(
-            model=str(path),
-            payload=str(self.payload),
-            signature=signature,
-            device=self.device,
-            **{"threads": 2, **more},
-        )
-        with self.worker() as worker:
-            self.result = worker.call("compile", request, CompileResult)
-        return self.result
-
-    def request(self) -> LoadRequest:
-        assert self.result is not None
-        return LoadRequest(
-            payload=str(self.payload),
-            signature=self.result.signature,
-            device=self.device,
-            precision=self.precision,
-            threads=2,
-            settings=self.result.settings,
-        )
-
-    def run(self, *feeds: dict[str, Array]) -> list[dict[str, Array]]:
-        """Run in a fresh process, the ONNX file gone."""
-        (self.folder / "model.onnx").unlink(missing_ok=True)
-        with self.worker() as worker:
-            session = worker.open(self.request())
-            return [session.run(feed) for feed in feeds]
-
-
 @pytest.fixture
-def ncnn(python: Path, tmp_path: Path) -> Bench:
-    return Bench(python, tmp_path)
+def ncnn(tmp_path: Path) -> WorkerBench:
+    return WorkerBench("ncnn", tmp_path)
 
 
 def _expected(model: onnx.ModelProto, feed: dict[str, Array]) -> dict[str, Array]:
@@ -130,7 +73,7 @@ def _convolution_of(size: int | str, build: Any) -> onnx.ModelProto:
     )
 
 
-def test_operators_that_it_lacks_are_named(ncnn: Bench, build: Any) -> None:
+def test_operators_that_it_lacks_are_named(ncnn: WorkerBench, build: Any) -> None:
     model = build(
         [("CumSum", ["x", "axis"], ["s"], {}), ("Mod", ["s", "x"], ["y"], {"fmod": 1})],
         [("x", FLOAT, [1, 4])],
@@ -143,7 +86,9 @@ def test_operators_that_it_lacks_are_named(ncnn: Bench, build: Any) -> None:
     assert list(ncnn.payload.iterdir()) == []
 
 
-def test_an_operator_of_another_maker_is_not_taken_for_onnx_s_own(ncnn: Bench, build: Any) -> None:
+def test_an_operator_of_another_maker_is_not_taken_for_onnx_s_own(
+    ncnn: WorkerBench, build: Any
+) -> None:
     model = build([("Relu", ["x"], ["y"], {})], [("x", FLOAT, [2])], [("y", FLOAT, [2])])
     model.graph.node[0].domain = "example.invented"
     model.opset_import.append(onnx.helper.make_opsetid("example.invented", 1))
@@ -152,7 +97,7 @@ def test_an_operator_of_another_maker_is_not_taken_for_onnx_s_own(ncnn: Bench, b
 
 
 @pytest.mark.parametrize("dtype", [TensorProto.INT64, TensorProto.BOOL, TensorProto.DOUBLE])
-def test_outputs_that_are_no_floats_are_refused(ncnn: Bench, build: Any, dtype: int) -> None:
+def test_outputs_that_are_no_floats_are_refused(ncnn: WorkerBench, build: Any, dtype: int) -> None:
     model = build(
         [("Cast", ["x"], ["y"], {"to": dtype})], [("x", FLOAT, [1, 4])], [("y", dtype, [1, 4])]
     )
@@ -160,7 +105,7 @@ def test_outputs_that_are_no_floats_are_refused(ncnn: Bench, build: Any, dtype: 
         ncnn.compile(model)
 
 
-def test_a_file_that_is_no_model(ncnn: Bench, convolutions: Any, tmp_path: Path) -> None:
+def test_a_file_that_is_no_model(ncnn: WorkerBench, convolutions: Any, tmp_path: Path) -> None:
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"no model at all")
     request = CompileRequest(
@@ -173,7 +118,7 @@ def test_a_file_that_is_no_model(ncnn: Bench, convolutions: Any, tmp_path: Path)
         worker.call("compile", request, CompileResult)
 
 
-def test_precisions_settings_and_damage(ncnn: Bench, convolutions: Any) -> None:
+def test_precisions_settings_and_damage(ncnn: WorkerBench, convolutions: Any) -> None:
     with pytest.raises(UnsupportedError, match="fp12"):
         ncnn.compile(convolutions, precision="fp12")
     with pytest.raises(UsageError) as raised:
@@ -188,7 +133,7 @@ def test_precisions_settings_and_damage(ncnn: Bench, convolutions: Any) -> None:
         (ncnn.payload / name).write_bytes(kept)
 
 
-def test_control_flow_ends_pnnx_and_is_named(ncnn: Bench, build: Any) -> None:
+def test_control_flow_ends_pnnx_and_is_named(ncnn: WorkerBench, build: Any) -> None:
     value = onnx.helper.make_tensor_value_info
     body = onnx.helper.make_graph(
         [
@@ -210,7 +155,7 @@ def test_control_flow_ends_pnnx_and_is_named(ncnn: Bench, build: Any) -> None:
     assert raised.value.operators == ("Scan",)
 
 
-def test_scalars_are_refused(ncnn: Bench, build: Any) -> None:
+def test_scalars_are_refused(ncnn: WorkerBench, build: Any) -> None:
     model = build(
         [("Mul", ["x", "factor"], ["y"], {})],
         [("x", FLOAT, [1, 4]), ("factor", FLOAT, [])],
@@ -220,14 +165,14 @@ def test_scalars_are_refused(ncnn: Bench, build: Any) -> None:
         ncnn.compile(model)
 
 
-def test_what_pnnx_misreads_is_refused(ncnn: Bench, golden: Callable[[str], Any]) -> None:
+def test_what_pnnx_misreads_is_refused(ncnn: WorkerBench, golden: Callable[[str], Any]) -> None:
     with pytest.raises(UnsupportedError, match="pnnx ignored LSTM") as raised:
         ncnn.compile(golden("dtln_1").path)
     assert raised.value.operators == ("LSTM",)
 
 
 @pytest.mark.parametrize("size", ["side", 20])
-def test_batch_and_sizes_stay_dynamic(ncnn: Bench, build: Any, size: int | str) -> None:
+def test_batch_and_sizes_stay_dynamic(ncnn: WorkerBench, build: Any, size: int | str) -> None:
     model = _convolution_of(size, build)
     result = ncnn.compile(model)
     assert result.signature == signature_of(model)
@@ -240,7 +185,7 @@ def test_batch_and_sizes_stay_dynamic(ncnn: Bench, build: Any, size: int | str) 
         _assert_same(actual, _expected(model, feed))
 
 
-def test_sizes_that_it_would_bake_in_are_refused(ncnn: Bench, build: Any) -> None:
+def test_sizes_that_it_would_bake_in_are_refused(ncnn: WorkerBench, build: Any) -> None:
     """Mixing the batch into other axes: right for one size, wrong for others."""
     model = build(
         [("Reshape", ["x", "shape"], ["r"], {}), ("Softmax", ["r"], ["y"], {"axis": 0})],
@@ -260,7 +205,7 @@ def test_sizes_that_it_would_bake_in_are_refused(ncnn: Bench, build: Any) -> Non
     "name",
     ["espcn_x3_nnresize_float", "mnist_conv_o8", "ultraface_slim320_simplified", "xdl_dnn"],
 )
-def test_real_models(ncnn: Bench, golden: Callable[[str], Any], name: str) -> None:
+def test_real_models(ncnn: WorkerBench, golden: Callable[[str], Any], name: str) -> None:
     case = golden(name)
     result = ncnn.compile(case.path)
     feed = {spec.name: case.feed[spec.name] for spec in result.signature.inputs}
@@ -268,7 +213,7 @@ def test_real_models(ncnn: Bench, golden: Callable[[str], Any], name: str) -> No
 
 
 def test_fp32_is_exact_bf16_rounds_and_fp16_needs_a_processor(
-    ncnn: Bench, convolutions: Any
+    ncnn: WorkerBench, convolutions: Any
 ) -> None:
     feed = {"x": np.random.default_rng(0).normal(size=(1, 16, 20, 36)).astype(np.float32)}
     expected = _expected(convolutions, feed)["y"]
@@ -282,7 +227,7 @@ def test_fp32_is_exact_bf16_rounds_and_fp16_needs_a_processor(
     assert any("takes effect on phone" in note for note in result.notes)
 
 
-def test_probe_names_what_vulkan_lacks(ncnn: Bench) -> None:
+def test_probe_names_what_vulkan_lacks(ncnn: WorkerBench) -> None:
     with ncnn.worker() as worker:
         cpu, vulkan = worker.call("probe", None, tuple[Availability, ...])
     assert cpu.available
@@ -293,21 +238,19 @@ def test_probe_names_what_vulkan_lacks(ncnn: Bench) -> None:
         assert "ulkan" in vulkan.detail
 
 
-def test_vulkan(ncnn: Bench, build: Any) -> None:
-    with ncnn.worker() as worker:
-        _, vulkan = worker.call("probe", None, tuple[Availability, ...])
-    ncnn.device = "vulkan"
+def test_vulkan(ncnn: WorkerBench, build: Any) -> None:
+    vulkan = ncnn.probe()["vulkan"]
     model = _convolution_of(20, build)
     if not vulkan.available:
         with pytest.raises(UnavailableError, match="Vulkan"):
-            ncnn.compile(model)
+            ncnn.compile(model, device="vulkan")
         return
-    ncnn.compile(model)
+    ncnn.compile(model, device="vulkan")
     feed = {"x": np.random.default_rng(1).normal(size=(2, 3, 20, 20)).astype(np.float32)}
     _assert_same(ncnn.run(feed)[0], _expected(model, feed))
 
 
-def test_the_same_model_gives_the_same_files(ncnn: Bench, convolutions: Any) -> None:
+def test_the_same_model_gives_the_same_files(ncnn: WorkerBench, convolutions: Any) -> None:
     contents = []
     for _ in range(2):
         ncnn.compile(convolutions)
@@ -316,7 +259,7 @@ def test_the_same_model_gives_the_same_files(ncnn: Bench, convolutions: Any) -> 
     assert contents[0] == contents[1]
 
 
-def test_the_environment_has_no_pytorch(ncnn: Bench) -> None:
+def test_the_environment_has_no_pytorch(ncnn: WorkerBench) -> None:
     """pnnx's wheel asks for it; `override-dependencies` in the plugin's block takes it out."""
     packages = next((ncnn.python.parent.parent / "lib").glob("python*")) / "site-packages"
     assert (packages / "pnnx" / "pnnx").is_file()
@@ -334,7 +277,7 @@ def recorder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_compiling_opens_no_connection(
-    ncnn: Bench, convolutions: Any, recorder: Path, monkeypatch: pytest.MonkeyPatch
+    ncnn: WorkerBench, convolutions: Any, recorder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """pnnx has ONNX Runtime inside, of a release that sends telemetry where it is let."""
     log = ncnn.folder / "connections.txt"

@@ -37,21 +37,6 @@ def _part(name: str) -> Any:
     return importlib.import_module(f"{package}.{name}")
 
 
-def test_features_in_the_kernels_words() -> None:
-    words = _part("instruction_sets").in_the_kernels_words
-    assert words(["avx512vnni", "sse4.1", "lzcnt", "fast-gather"], "x86_64") == (
-        "abm",
-        "avx512_vnni",
-        "sse4_1",
-    )
-    assert words(["neon", "fullfp16", "dotprod", "a76"], "aarch64") == (
-        "asimd",
-        "asimddp",
-        "asimdhp",
-    )
-    assert words(["v", "zvl256b"], "riscv64") == ()
-
-
 @pytest.mark.parametrize(
     ("features", "machine", "lanes", "registers"),
     [
@@ -67,7 +52,7 @@ def test_the_width_of_vectors(
     features: list[str], machine: str, lanes: int, registers: int
 ) -> None:
     """LLVM's own answer is 512 bits for every x86, whatever it has."""
-    part = _part("instruction_sets")
+    part = _part("vectors")
     assert part.lanes(features) == lanes
     assert part.registers(features, machine) == registers
 
