@@ -224,15 +224,18 @@ TARGETS = [
         marks=[] if _in_base(plugin) else [pytest.mark.environment],
     )
     for plugin in plugins.plugins("target")
+    if not unmet(plugin, isolated=False)
 ]
+"""Those whose packages are here; `test_targets_apart.py` runs the others where theirs are."""
+
+TENSORS_OF_SOME = ("attention", "oddities")
+"""The cases with integer outputs and scalars, which some targets refuse: not for an operator."""
+
 every_target = pytest.mark.parametrize("plugin", TARGETS)
 every_case = pytest.mark.parametrize("case", CASES)
 
 
 def _module(plugin: Plugin) -> Any:
-    lacking = unmet(plugin, isolated=False)
-    if lacking:
-        pytest.skip(f"not in this environment: {', '.join(lacking)}")
     missing = _missing_here(plugin.module, plugin.devices[0])
     if missing and not _in_base(plugin):
         pytest.skip(f"not on this machine: {missing}")
@@ -262,7 +265,12 @@ def _compile(plugin: Plugin, case: Case, folder: Path, **changes: Any) -> Compil
     request = from_json(
         CompileRequest, json.loads(json.dumps(to_json(replace(request, **changes))))
     )
-    result: CompileResult = _module(plugin).compile(request)
+    try:
+        result: CompileResult = _module(plugin).compile(request)
+    except UnsupportedError as error:
+        if case.name not in TENSORS_OF_SOME or error.operators:
+            raise
+        pytest.skip(error.message)
     model.unlink()  # a payload stands on its own
     return from_json(CompileResult, json.loads(json.dumps(to_json(result))))
 
